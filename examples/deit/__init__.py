@@ -1,0 +1,1 @@
+"""What the DeiT examples share: the model, the images, the checkpoint files."""

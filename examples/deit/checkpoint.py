@@ -1,0 +1,78 @@
+"""Checkpoint files: weights as safetensors with the model's shape in the header, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .model import DeiT, DeiTConfig
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the message names the file and says what was expected."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` on a temporary file beside `path`, then renames it: a kill or a full disk leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, model: DeiT, facts: dict[str, Any]) -> None:
+    """Writes the weights in half precision, with the configuration and `facts` (how they came about) in the header."""
+    state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.state_dict().items()}
+    metadata = {"config": json.dumps(model.cfg.to_dict()), "facts": json.dumps(facts)}
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=metadata))
+
+
+def read_weights(path: Path) -> tuple[DeiTConfig, dict[str, Tensor], dict[str, Any]]:
+    """Returns the configuration, the weights (float32) and the recorded facts of a file that `save_weights` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign, or lacks its header.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; train one with examples/deit_train.py")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file ({error})") from None
+    try:
+        config = DeiTConfig(**json.loads(metadata["config"]))
+        facts = json.loads(metadata.get("facts", "{}"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has no readable 'config' in its header ({error}); expected a file from examples/deit_train.py"
+        ) from None
+    return config, state, facts
+
+
+def load_model(path: Path) -> tuple[DeiT, dict[str, Any]]:
+    """Builds the model of a checkpoint and loads its weights; returns it in eval mode with the recorded facts."""
+    config, state, facts = read_weights(path)
+    model = DeiT(config)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the shape in its own header: {error}") from None
+    return model.eval(), facts

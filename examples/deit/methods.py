@@ -1,0 +1,48 @@
+"""The rows of the evaluation: every way to reduce tokens that is compared, under the name that `--method` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: its name and label, the arguments it gives `tpkernels.patch`, and the family that colours its point."""
+
+    name: str
+    label: str
+    family: str
+    method: str
+    init: str = "ward"
+    weighted: bool | None = False
+
+
+METHODS = (
+    Method("ward", "Ward (default)", "Ward and its refinements", "ward", weighted=None),
+    Method("kmedoids", "K-Medoids from Ward", "Ward and its refinements", "kmedoids"),
+    Method("kmeans", "K-Means from Ward", "Ward and its refinements", "kmeans"),
+    # The paper's four (arXiv 2110.03860) start from the tokens of highest significance; W weighs the objective by it.
+    Method("wk-medoids", "WK-Medoids from top-K (paper)", "the paper's", "kmedoids", "topk", weighted=True),
+    Method("kmedoids-topk", "K-Medoids from top-K (paper)", "the paper's", "kmedoids", "topk"),
+    Method("wk-means", "WK-Means from top-K (paper)", "the paper's", "kmeans", "topk", weighted=True),
+    Method("kmeans-topk", "K-Means from top-K (paper)", "the paper's", "kmeans", "topk"),
+    Method("topk", "top-K (PoWER-BERT)", "pruning", "topk"),
+    Method("importance", "importance sampling", "pruning", "importance"),
+    Method("random", "random", "pruning", "random"),
+    Method("grid", "grid", "other merging", "grid"),
+    Method("bipartite", "bipartite (ToMe)", "other merging", "bipartite"),
+)
+BASE_LABEL = "base model"
+
+
+def find_methods(names: list[str] | None) -> list[Method]:
+    """The methods of these names, in the order given; all of them where no names are given.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    known = {method.name: method for method in METHODS}
+    for name in names or []:
+        if name not in known:
+            raise ValueError(f"--method must be among {', '.join(known)}; got {name!r}")
+    return [known[name] for name in dict.fromkeys(names or known)]

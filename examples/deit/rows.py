@@ -1,0 +1,97 @@
+"""From methods to models under test: one twin of the model per row, patched to the same tokens per layer."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+import tpkernels
+from tpkernels.schedules import resolve_budget, resolve_keep
+
+from .methods import BASE_LABEL, Method
+
+
+@dataclass
+class Row:
+    """A model under test, the patch tokens it keeps after each block, what it costs, and what was counted."""
+
+    name: str
+    label: str
+    family: str
+    model: nn.Module
+    tokens: list[int]
+    macs: tpkernels.Macs
+    correct: int = 0
+    agree: int = 0
+    timed: list[tuple[int, float]] = field(default_factory=list)
+    images_per_second: float = 0.0
+
+    def median_speed(self) -> float:
+        """Images/s, the median over the full batches; the first one, which warms up, counts only where it is alone."""
+        full = max((count for count, _ in self.timed), default=0)
+        rates = [count / seconds for count, seconds in self.timed if count == full]
+        return statistics.median(rates[1:] or rates or [0.0])
+
+
+def tokens_per_block(
+    model: nn.Module, keep: Sequence[float] | None, budget: float | None, layers: Sequence[int] | None
+) -> list[int]:
+    """Patch tokens left after each block, the same for every row.
+
+    Args:
+        model: a vision transformer that `tpkernels.patch` takes.
+        keep: one ratio or count for all layers, or one for each; None for 0.7.
+        budget: share of the base model's MACs instead of `keep`, with Ward's clustering counted.
+        layers: 0-based blocks that pool; None for those at a quarter, a half and three quarters of the depth.
+
+    Raises:
+        ValueError: an argument is out of range, or there are not as many `keep` as layers.
+        TypeError: the model is none that can be pooled.
+    """
+    shape = tpkernels.count_macs(model).per_layer
+    depth, patches = len(shape), shape[0].tokens_in
+    if layers is None:
+        layers = sorted({depth * quarter // 4 for quarter in (1, 2, 3)})
+    if budget is not None:
+        return resolve_budget(model, budget, layers)
+    keep = keep or [0.7]
+    if len(keep) == 1:
+        return resolve_keep(keep[0], depth, patches, layers)
+    if len(keep) != len(layers):
+        raise ValueError(f"--keep expects one number, or one for each of the {len(layers)} layers, got {len(keep)}")
+    resolve_keep(keep[0], depth, patches, layers)
+    per_layer = dict(zip(layers, keep, strict=True))
+    return resolve_keep([per_layer.get(block) for block in range(depth)], depth, patches)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares the weights, so that each row is patched once and none takes memory."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def build_rows(model: nn.Module, methods: Sequence[Method], tokens: list[int], compiled: bool) -> list[Row]:
+    """The base model's row, then one per method. `tokens` are the patch tokens left after each block."""
+    base = tpkernels.count_macs(model)
+    patches = [row.tokens_in for row in base.per_layer]
+    keep = [left if left < before else None for left, before in zip(tokens, [patches[0], *tokens], strict=False)]
+    rows = [Row("base", BASE_LABEL, BASE_LABEL, model, patches, base)]
+    for method in methods:
+        pooled = twin(model)
+        tpkernels.patch(pooled, keep, method=method.method, init=method.init, weighted=method.weighted)
+        macs = tpkernels.count_macs(model, tokens, method=method.method, init=method.init)
+        rows.append(Row(method.name, method.label, method.family, pooled, tokens, macs))
+    if compiled:
+        # Imported here, for it takes seconds. Every row compiles the same forward under guards of its own; beyond the
+        # limit of eight they would quietly run eagerly.
+        from torch._dynamo import config
+
+        config.recompile_limit = max(64, config.recompile_limit)
+        for row in rows:
+            row.model = torch.compile(row.model)
+    return rows

@@ -1,0 +1,145 @@
+"""What the arguments of public functions must be; every message names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .ops.backends import BACKENDS, explain_backend, why_not_triton
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def _tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def tokens(x: Tensor, name: str = "x") -> None:
+    """x is a float tensor [B, N, D]."""
+    _tensor(name, x)
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a floating-point tensor (float64, float32, float16, bfloat16), got {x.dtype}")
+    if x.dim() != 3:
+        raise ValueError(f"{name} must have shape [B, N, D], got {_shape(x)}")
+
+
+def like_tokens(name: str, y: Tensor, x: Tensor) -> None:
+    """y is a float tensor [B, M, D] for tokens x [B, N, D]."""
+    tokens(y, name)
+    if y.shape[0] != x.shape[0] or y.shape[2] != x.shape[2]:
+        raise ValueError(f"{name} must have shape [{x.shape[0]}, M, {x.shape[2]}] to fit x {_shape(x)}, got {_shape(y)}")
+    same_device(name, y, x)
+
+
+def same_device(name: str, value: Tensor, x: Tensor) -> None:
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+
+
+def per_token(name: str, value: Tensor | None, x: Tensor, *, nonnegative: bool = True) -> None:
+    """value is None or a float tensor [B, N]; negative entries are looked for on the CPU and outside the compiler only.
+
+    Elsewhere looking would wait for the device.
+    """
+    if value is None:
+        return
+    _tensor(name, value)
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+    if value.shape != x.shape[:2]:
+        raise ValueError(f"{name} must have shape {list(x.shape[:2])} to fit x {_shape(x)}, got {_shape(value)}")
+    same_device(name, value, x)
+    if nonnegative and value.device.type == "cpu" and not torch.compiler.is_compiling() and bool((value < 0).any()):
+        raise ValueError(f"{name} must not be negative, got a least value of {value.nan_to_num().min().item():g}")
+
+
+def mask(value: Tensor | None, x: Tensor) -> None:
+    """value is None or a bool tensor [B, N], True for tokens that are there."""
+    if value is None:
+        return
+    _tensor("mask", value)
+    if value.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, True for tokens that are there, got {value.dtype}")
+    if value.shape != x.shape[:2]:
+        raise ValueError(f"mask must have shape {list(x.shape[:2])} to fit x {_shape(x)}, got {_shape(value)}")
+    same_device("mask", value, x)
+
+
+def labels(value: Tensor, x: Tensor) -> None:
+    """value is an int64 tensor [B, N]."""
+    _tensor("assignment", value)
+    if value.dtype != torch.int64:
+        raise TypeError(f"assignment must be an int64 tensor, got {value.dtype}")
+    if value.shape != x.shape[:2]:
+        raise ValueError(f"assignment must have shape {list(x.shape[:2])} to fit x {_shape(x)}, got {_shape(value)}")
+    same_device("assignment", value, x)
+
+
+def label_range(value: Tensor, k: int) -> None:
+    """Entries of an assignment lie in -1..k-1; looked at on the CPU and outside the compiler only."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
+        return
+    low, high = int(value.min()), int(value.max())
+    if low < -1 or high >= k:
+        raise ValueError(f"assignment must lie in -1..{k - 1} (-1: no cluster), got {low}..{high}")
+
+
+def count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    known = tuple(known)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def init_indices(value: Tensor, x: Tensor, k: int, valid: Tensor | None) -> None:
+    """value is an integer tensor [K] or [B, K] of distinct valid tokens; values are looked at on the CPU only."""
+    if value.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"init indices must be an int64 or int32 tensor, got {value.dtype}")
+    b, n = x.shape[:2]
+    k = min(k, n)
+    if value.shape not in ((k,), (b, k)):
+        raise ValueError(f"init indices must have shape [{k}] or [{b}, {k}], got {_shape(value)}")
+    same_device("init", value, x)
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
+        return
+    low, high = int(value.min()), int(value.max())
+    if low < 0 or high >= n:
+        raise ValueError(f"init indices must lie in 0..{n - 1}, got {low}..{high}")
+    ordered = value.sort(dim=-1).values
+    if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
+        raise ValueError("init indices must be distinct within a sample, got a duplicate")
+    if valid is not None:
+        named = valid.gather(1, value.long().expand(b, k))
+        if not bool((named | (valid.sum(1, keepdim=True) <= k)).all()):
+            raise ValueError("init indices must name tokens that mask keeps, got a masked one")
+
+
+def backend(value: str, x: Tensor, method: str) -> str:
+    """The backend that runs the call.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: `"triton"` was asked for and can't take the call; the message says why.
+    """
+    one_of("backend", value, BACKENDS)
+    device, dtype, n, d = x.device.type, x.dtype, x.shape[1], x.shape[2]
+    if value == "auto":
+        return explain_backend(device, dtype, d, n, method)[0]
+    if value == "triton":
+        reason = why_not_triton(device, dtype, d, n, method)
+        if reason is not None:
+            raise RuntimeError(f'backend="triton" cannot take this call: {reason}')
+    return value

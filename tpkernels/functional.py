@@ -1,0 +1,272 @@
+"""Clustering and pooling as functions. Shapes: tokens x [B, N, D], weight [B, N], mask [B, N] (True: there)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .ops import distances, pooling
+from .ops.attention import attention_torch
+from .ops.cluster import cluster
+from .ops.mean import cluster_mean as _cluster_mean
+from .ops.samples import compute_dtype
+
+# Beyond so many tokens Ward's N x N costs are no longer the better start.
+WARD_TOKENS = 4096
+INITS = ("auto", "ward", "topk", "farthest", "strided")
+
+
+class Clusters(NamedTuple):
+    """What a clusterer returns, with K = min(k, N).
+
+    assignment [B, N] int64 (-1: masked); centers [B, K, D] in x's dtype; medoids [B, K] int64 (-1: empty cluster; None
+    for kmeans and ward); loss [B] float32 (float64 for float64 tokens), `sum_i w_i ||x_i - c_i||^2` of this pair; n_iter
+    [B] int64, updates or Ward's rounds; merge_heights [B, N - 1], Ward's heights in ascending order, +inf for mergers
+    that the k clusters did not need (None for the others): their sum up to the j-th is the objective of N - j clusters.
+    """
+
+    assignment: Tensor
+    centers: Tensor
+    medoids: Tensor | None
+    loss: Tensor
+    n_iter: Tensor
+    merge_heights: Tensor | None = None
+
+
+def resolve_init(init: str | Tensor, n: int) -> str:
+    """The start that `init` means for n tokens: "auto" is Ward up to 4,096 tokens, farthest-first above."""
+    if isinstance(init, Tensor):
+        return "given"
+    checks.one_of("init", init, INITS)
+    return init if init != "auto" else "ward" if n <= WARD_TOKENS else "farthest"
+
+
+def _clusters(
+    method: str,
+    x: Tensor,
+    k: int,
+    weight: Tensor | None,
+    init: str | Tensor,
+    max_iter: int,
+    mask: Tensor | None,
+    backend: str,
+) -> Clusters:
+    checks.tokens(x)
+    checks.count("k", k, 1)
+    checks.per_token("weight", weight, x)
+    checks.mask(mask, x)
+    checks.count("max_iter", max_iter, 0)
+    kind = resolve_init(init, x.shape[1])
+    start = None
+    if isinstance(init, Tensor):
+        checks.init_indices(init, x, k, mask)
+        start = init.to(torch.int64).expand(x.shape[0], -1)
+    if "ward" in (method, kind):
+        ward_fits(x.shape[1])
+    chosen = checks.backend(backend, x, method)
+    plain = None if weight is None else weight.detach()
+    tokens, _, assignment, medoids, loss, n_iter, heights = cluster(
+        x, plain, weight, mask, start, k, method, kind, "center", max_iter, chosen
+    )
+    return Clusters(
+        assignment,
+        tokens,
+        medoids if method == "kmedoids" else None,
+        loss,
+        n_iter,
+        heights if method == "ward" else None,
+    )
+
+
+def ward_fits(n: int) -> None:
+    """Raises ValueError where N tokens are too many for Ward's N x N costs."""
+    if n > WARD_TOKENS:
+        raise ValueError(
+            f'Ward takes up to {WARD_TOKENS} tokens a sample, got {n}; use kmeans or kmedoids with init="farthest", '
+            f'"topk" or "strided"'
+        )
+
+
+def kmeans(
+    x: Tensor,
+    k: int,
+    weight: Tensor | None = None,
+    *,
+    init: str | Tensor = "auto",
+    max_iter: int = 5,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Clusters:
+    """Weighted K-Means of every sample by Lloyd's iterations.
+
+    Minimises `L = sum_i w_i min_c ||x_i - c||^2` (Marin et al., arXiv 2110.03860). A centre is the weighted mean of its
+    members; an empty cluster keeps its centre and comes last; the lowest index wins every tie; clusters are numbered by
+    their lowest token. A sample ends when its assignment stands still.
+
+    Args:
+        x: tokens [B, N, D], float32, float16, bfloat16 (computed in float32) or float64, any strides.
+        k: clusters, at least 1; k >= N gives every token its own.
+        weight: significance [B, N] >= 0; None for equal weights.
+        init: "ward", "topk" (highest weight: the paper's), "farthest", "strided", "auto" (Ward up to 4,096 tokens,
+            farthest-first above) or int64 indices [K] or [B, K] of distinct tokens.
+        max_iter: at most so many updates.
+        mask: bool [B, N], False for padding, which is never chosen, pooled or counted.
+        backend: "auto", "torch" or "triton".
+
+    Returns:
+        Clusters; `centers` is differentiable in x and weight with the assignment held constant.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, k or max_iter too small, negative weights (seen on the CPU), unknown init or backend,
+            init indices out of range or duplicated.
+        RuntimeError: backend="triton" cannot take the call.
+    """
+    return _clusters("kmeans", x, k, weight, init, max_iter, mask, backend)
+
+
+def kmedoids(
+    x: Tensor,
+    k: int,
+    weight: Tensor | None = None,
+    *,
+    init: str | Tensor = "auto",
+    max_iter: int = 5,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Clusters:
+    """Weighted K-Medoids of every sample by alternating updates.
+
+    As `kmeans`, with centres that are tokens: the medoid of a cluster is its member of least
+    `sum_{j in C} w_j ||x_i - x_j||^2`, and always belongs to it. The paper's WK-Medoids is `init="topk"` with the
+    significance as weight. Arguments and errors are those of `kmeans`; `medoids` holds the tokens' indices.
+    """
+    return _clusters("kmedoids", x, k, weight, init, max_iter, mask, backend)
+
+
+def ward(
+    x: Tensor, k: int, weight: Tensor | None = None, *, mask: Tensor | None = None, backend: str = "auto"
+) -> Clusters:
+    """Exact Ward agglomeration of every sample, cut at k clusters.
+
+    What scipy's `linkage(x, "ward")` with `maxclust` gives, up to ties, with the weight as mass: the pair of least
+    `m_a m_b / (m_a + m_b) ||c_a - c_b||^2` merges first (Ward, 1963). Arguments and errors are those of `kmeans`; N is
+    at most 4,096. Tokens in a chain (geometric spacing) need up to N - 1 rounds.
+    """
+    return _clusters("ward", x, k, weight, "ward", 0, mask, backend)
+
+
+def pairwise_sqdist(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Squared distances between x [B, N, D] and y [B, M, D] (x itself where None).
+
+    Returns:
+        [B, N, M] float32 (float64 for float64), at least 0, with a zero diagonal where y is None. Both are centred on
+        x's mean first, so a common offset costs no digits. Differentiable.
+    """
+    checks.tokens(x)
+    if y is not None:
+        checks.like_tokens("y", y, x)
+    return distances.pairwise_sqdist(x, y)
+
+
+def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Nearest of centers [B, K, D] to every token of x [B, N, D]: [B, N] int64, the lowest index on ties, -1 where masked.
+
+    Never builds [B, N, K] for large N: tokens are walked in tiles.
+    """
+    checks.tokens(x)
+    checks.like_tokens("centers", centers, x)
+    checks.count("the number of centers", centers.shape[1], 1)
+    checks.mask(mask, x)
+    return distances.assign(x, centers, mask)
+
+
+def medoid_update(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
+    """The medoid [B, k] int64 of each cluster of assignment [B, N] (-1: no cluster); -1 for an empty cluster.
+
+    The member of least `sum_{j in C} w_j ||x_i - x_j||^2`, the lowest index on ties, in O(N D).
+    """
+    checks.tokens(x)
+    checks.labels(assignment, x)
+    checks.count("k", k, 1)
+    checks.label_range(assignment, k)
+    checks.per_token("weight", weight, x)
+    x = x.detach().to(compute_dtype(x))
+    x = x - x.mean(1, keepdim=True)
+    medoids = pooling.nearest_members(x, assignment, k, weight)
+    return torch.where(medoids == x.shape[1], -1, medoids)
+
+
+def cluster_mean(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
+    """Weighted mean [B, k, D] of each cluster of assignment [B, N] (-1: left out), in x's dtype.
+
+    Weights that sum to 0 count as equal ones; an empty cluster gives zeros. Differentiable in x and weight.
+    """
+    checks.tokens(x)
+    checks.labels(assignment, x)
+    checks.count("k", k, 1)
+    checks.label_range(assignment, k)
+    checks.per_token("weight", weight, x)
+    return _cluster_mean(x, assignment, k, weight, checks.backend("auto", x, "mean"))
+
+
+def unpool(y: Tensor, assignment: Tensor) -> Tensor:
+    """Gives every token its cluster's row of y [B, K, D]: [B, N, D], zeros where assignment [B, N] is -1."""
+    checks.tokens(y, "y")
+    if assignment.dim() != 2 or assignment.shape[0] != y.shape[0]:
+        raise ValueError(f"assignment must have shape [{y.shape[0]}, N], got {list(assignment.shape)}")
+    if assignment.dtype != torch.int64:
+        raise TypeError(f"assignment must be an int64 tensor, got {assignment.dtype}")
+    checks.label_range(assignment, y.shape[1])
+    return pooling.unpool(y, assignment)
+
+
+def chamfer_loss(x: Tensor, centers: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`sum_i w_i min_k ||x_i - c_k||^2` [B] for centers [B, K, D]: the objective of every clusterer here.
+
+    The asymmetric Chamfer divergence from x to centers (Marin et al., arXiv 2110.03860). Differentiable in all three.
+    """
+    checks.tokens(x)
+    checks.like_tokens("centers", centers, x)
+    checks.count("the number of centers", centers.shape[1], 1)
+    checks.per_token("weight", weight, x)
+    return distances.chamfer_loss(x, centers, weight)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_size: Tensor | None = None,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention, and how much of it each key received.
+
+    Args:
+        q, k, v: [B, H, N, d].
+        key_size: [B, N] > 0, how many original tokens each key stands for: adds its log to the logits (proportional
+            attention, Bolya et al., arXiv 2210.09461) and weighs queries. 0 drops the key.
+        mask: bool [B, N], False for padding.
+        scale: of the logits; 1 / sqrt(d) where None.
+
+    Returns:
+        What `scaled_dot_product_attention` returns, [B, H, N, d], and the significance [B, N] in float32,
+        `sum over heads and valid queries i of size_i softmax_ij`, without gradient.
+    """
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor [B, H, N, d], got {_describe(value)}")
+        if value.shape != q.shape and not (name == "v" and value.shape[:3] == q.shape[:3]):
+            raise ValueError(f"{name} must have the shape of q {list(q.shape)}, got {list(value.shape)}")
+    checks.per_token("key_size", key_size, q[:, 0])
+    checks.mask(mask, q[:, 0])
+    return attention_torch(q, k, v, key_size=key_size, mask=mask, scale=scale)
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,233 @@
+"""TokenPool, the layer: fewer tokens in, the same tokens out as far as they can be told apart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .functional import resolve_init, ward_fits
+from .ops import baselines
+from .ops.cluster import METHODS as CLUSTERERS
+from .ops.cluster import cluster
+from .ops.distances import objective
+from .ops.mean import cluster_mean
+from .ops.samples import prepare, segment_sum, settle
+from .schedules import tokens_kept
+
+PRUNERS = ("topk", "importance", "random")
+METHODS = (*CLUSTERERS, *PRUNERS, "grid", "bipartite")
+OUTPUTS = ("mean", "medoid")
+
+
+class PoolInfo(NamedTuple):
+    """What became of the tokens.
+
+    assignment [B, N] int64: the output token of every input token, prefix included, -1 where it was dropped or masked
+    (`unpool(y, assignment)` goes back); sizes [B, P + K] float32: original tokens that each output token stands for;
+    medoids [B, K] int64, loss [B] and n_iter [B]: the clusterer's, over the pooled tokens without their prefix, None
+    where the method has none.
+    """
+
+    assignment: Tensor
+    sizes: Tensor
+    medoids: Tensor | None
+    loss: Tensor | None
+    n_iter: Tensor | None
+
+
+class TokenPool(nn.Module):
+    """Pools the patch tokens of a vision transformer; no parameters (Marin et al., arXiv 2110.03860).
+
+    Goes between attention and MLP of a block, or between blocks.
+
+    Args:
+        keep: patch tokens to keep: a count (int) or a ratio in (0, 1] (float), `max(1, floor(keep * n + 0.5))`.
+        method: "ward", "kmeans", "kmedoids", or a baseline: "topk" (PoWER-BERT), "importance", "random", "grid",
+            "bipartite" (ToMe).
+        init: start of kmeans and kmedoids, as in `tpkernels.kmeans`. The paper's is "topk".
+        output: "mean" (members averaged by their sizes) or "medoid" (the member nearest to the centre). Pruning methods
+            return the tokens they keep.
+        max_iter: updates of kmeans and kmedoids.
+        weighted: cluster with the significance as weight (the paper's WK-Means and WK-Medoids). Otherwise Ward weighs
+            tokens with their sizes, the others equally.
+        num_prefix_tokens: class, distillation and register tokens at the front: never pooled.
+        grid_size: (rows, columns) of the patch grid, for "grid"; a square where None.
+        seed: of "random" and "importance".
+        backend: "auto", "torch" or "triton".
+    """
+
+    def __init__(
+        self,
+        keep: int | float,
+        method: str = "ward",
+        *,
+        init: str = "ward",
+        output: str = "mean",
+        max_iter: int = 5,
+        weighted: bool = False,
+        num_prefix_tokens: int = 1,
+        grid_size: tuple[int, int] | None = None,
+        seed: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        tokens_kept(keep, 1)
+        checks.one_of("method", method, METHODS)
+        resolve_init(init, 0)
+        checks.one_of("output", output, OUTPUTS)
+        checks.count("max_iter", max_iter, 0)
+        checks.count("num_prefix_tokens", num_prefix_tokens, 0)
+        checks.one_of("backend", backend, checks.BACKENDS)
+        self.keep = keep
+        self.method = method
+        self.init = init
+        self.output = output
+        self.max_iter = max_iter
+        self.weighted = weighted
+        self.num_prefix_tokens = num_prefix_tokens
+        self.grid_size = grid_size
+        self.seed = seed
+        self.backend = backend
+
+    def extra_repr(self) -> str:
+        start = f", init={self.init!r}" if self.method in ("kmeans", "kmedoids") else ""
+        return f"keep={self.keep}, method={self.method!r}{start}, output={self.output!r}, weighted={self.weighted}"
+
+    @property
+    def needs_significance(self) -> bool:
+        """Whether forward has to be given a significance."""
+        starts = self.method in ("kmeans", "kmedoids") and self.init == "topk"
+        return self.weighted or starts or self.method in ("topk", "importance")
+
+    def output_len(self, n: int) -> int:
+        """Tokens that leave for n tokens that come, prefix included both times."""
+        patches = n - self.num_prefix_tokens
+        return n if patches < 1 else self.num_prefix_tokens + tokens_kept(self.keep, patches)
+
+    def forward(
+        self,
+        x: Tensor,
+        significance: Tensor | None = None,
+        *,
+        sizes: Tensor | None = None,
+        mask: Tensor | None = None,
+        metric: Tensor | None = None,
+        return_info: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, PoolInfo] | tuple[Tensor, Tensor, PoolInfo]:
+        """Pools x.
+
+        Args:
+            x: tokens [B, N, D], prefix first, any strides.
+            significance: attention that each token received [B, N], prefix included; see `tpkernels.attention`.
+            sizes: how many original tokens each one stands for [B, N]; ones where None.
+            mask: bool [B, N], False for padding; prefix tokens are always there.
+            metric: [B, N, M], what "bipartite" matches by (ToMe uses the keys); x where None.
+            return_info: also return a PoolInfo.
+
+        Returns:
+            tokens [B, P + K, D]; with sizes, (tokens, sizes [B, P + K]); with return_info a PoolInfo at the end.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or shape, or a significance that is missing.
+        """
+        checks.tokens(x)
+        checks.per_token("significance", significance, x)
+        checks.per_token("sizes", sizes, x)
+        checks.mask(mask, x)
+        if metric is not None and (metric.dim() != 3 or metric.shape[:2] != x.shape[:2]):
+            raise ValueError(f"metric must have shape {[*x.shape[:2], 'M']}, got {list(metric.shape)}")
+        if self.needs_significance and significance is None:
+            raise ValueError(
+                f"significance must be given for {self!r}: the attention that each token received [B, N], "
+                f"as tpkernels.attention returns it"
+            )
+        p = self.num_prefix_tokens
+        if x.shape[1] < p:
+            raise ValueError(f"x must hold at least its {p} prefix tokens, got {x.shape[1]} tokens")
+
+        patches = x[:, p:]
+        score = None if significance is None else significance[:, p:].detach()
+        size = None if sizes is None else sizes[:, p:]
+        there = None if mask is None else mask[:, p:]
+        k = tokens_kept(self.keep, max(patches.shape[1], 1))
+        tokens, label, medoids, n_iter = self._pool(patches, score, size, there, None if metric is None else metric[:, p:], k)
+
+        out = torch.cat([x[:, :p], tokens], 1)
+        if sizes is None and not return_info:
+            return out
+        k = tokens.shape[1]
+        ones = x.new_ones(x.shape[:2], dtype=torch.float32) if sizes is None else sizes
+        pooled = segment_sum(ones[:, p:], label, k)
+        out_sizes = torch.cat([ones[:, :p], pooled], 1)
+        result = (out,) if sizes is None else (out, out_sizes)
+        if not return_info:
+            return result
+        prefix = torch.arange(p, device=x.device).expand(x.shape[0], p)
+        assignment = torch.cat([prefix, torch.where(label < 0, -1, label + p)], 1)
+        loss = None
+        if self.method in CLUSTERERS:
+            loss = objective(patches.detach(), tokens.detach(), label, self._weight(score, size))
+        return *result, PoolInfo(assignment, out_sizes, medoids, loss, n_iter)
+
+    def _weight(self, score: Tensor | None, size: Tensor | None) -> Tensor | None:
+        """What the clustering weighs tokens with. A significance under proportional attention already counts sizes."""
+        if self.weighted:
+            return score
+        return size if self.method == "ward" else None
+
+    def _pool(
+        self,
+        x: Tensor,
+        score: Tensor | None,
+        size: Tensor | None,
+        mask: Tensor | None,
+        metric: Tensor | None,
+        k: int,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Tokens [B, K, D], labels [B, N], medoids and n_iter of the patch tokens."""
+        if self.method not in CLUSTERERS:
+            label = self._baseline(x, score, mask, metric, k)
+            k = min(k, x.shape[1])
+            return cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean")), label, None, None
+        n = x.shape[1]
+        init = resolve_init(self.init, n)
+        if "ward" in (self.method, init):
+            ward_fits(n)
+        chosen = checks.backend(self.backend, x, self.method)
+        start = None
+        if init == "topk" and self.method != "ward" and not self.weighted:
+            # The paper's unweighted methods still start from the most significant tokens.
+            start, init = _most_significant(score, mask, k), "given"
+        weight = self._weight(score, size)
+        tokens, _, label, medoids, _, n_iter, _ = cluster(
+            x, None if weight is None else weight.detach(), size, mask, start, k, self.method, init, self.output, self.max_iter, chosen
+        )  # fmt: skip
+        return tokens, label, medoids if medoids.shape[1] else None, n_iter
+
+    def _baseline(
+        self, x: Tensor, score: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int
+    ) -> Tensor:
+        k = min(k, x.shape[1])
+        x = x.detach()
+        samples = prepare(x, score if self.method in ("topk", "importance") else None, mask, k)
+        if self.method == "grid":
+            return settle(samples, baselines.grid(samples, k, self.grid_size))
+        if self.method == "bipartite":
+            return settle(samples, baselines.bipartite(samples, k, x if metric is None else metric.detach()))
+        if self.method == "topk":
+            label = baselines.topk(samples, k)
+        elif self.method == "importance":
+            label = baselines.importance(samples, k, self.seed)
+        else:
+            label = baselines.random(samples, k, self.seed)
+        return settle(samples, label)
+
+
+def _most_significant(score: Tensor, mask: Tensor | None, k: int) -> Tensor:
+    """Indices [B, K] of the tokens of highest significance, masked ones last."""
+    score = score.nan_to_num()
+    score = score if mask is None else score.masked_fill(~mask, -torch.inf)
+    return score.sort(dim=1, descending=True, stable=True).indices[:, : min(k, score.shape[1])]

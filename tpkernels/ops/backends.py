@@ -1,0 +1,57 @@
+"""Which backend runs a call, and why."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+BACKENDS = ("auto", "torch", "triton")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# One program holds a row of so many clusters or channels at a time; see kernels/resident.py.
+RESIDENT_TOKENS = 1024
+
+
+@functools.cache
+def triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs the kernels, on CPU tensors too."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def why_not_triton(
+    device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids"
+) -> str | None:
+    """The reason why the Triton kernels can't take this call; None if they can."""
+    if not triton_installed():
+        return "Triton is not installed"
+    if device_type == "cpu" and not interpreting():
+        return "the tensors are on the CPU (set TRITON_INTERPRET=1 before the first import to run the kernels there)"
+    if device_type not in ("cpu", "cuda"):
+        return f"Triton kernels run on CUDA and ROCm devices, not on {device_type}"
+    if dtype not in TRITON_DTYPES:
+        return f"the kernels take float32, float16 and bfloat16, not {dtype}"
+    if dtype == torch.bfloat16 and device_type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability()
+        if major < 8:
+            return f"bfloat16 needs compute capability 8.0, the device has {major}.{minor}"
+    if n > RESIDENT_TOKENS:
+        return f"the resident kernel takes up to {RESIDENT_TOKENS} tokens, got {n}"
+    if method == "ward":
+        return "Ward has no kernel yet"
+    return None
+
+
+def explain_backend(
+    device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids"
+) -> tuple[str, str]:
+    """What `backend="auto"` takes for such tensors, and the reason."""
+    if device_type == "cpu":
+        return "torch", "the torch backend is the fast one on a CPU"
+    reason = why_not_triton(device_type, dtype, d, n, method)
+    return ("triton", "the kernels take this call") if reason is None else ("torch", reason)

@@ -1,0 +1,150 @@
+"""`tpkernels::cluster`: assignment and pooled tokens of a batch in one operation (on the GPU, one launch)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .distances import objective
+from .lloyd import kmeans, kmedoids
+from .mean import cluster_mean_backward
+from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
+from .samples import Samples, canonical_order, members_of, only_valid, prepare, renumber, segment_min, settle
+from .starts import STARTS, labels_of
+from .ward import ward
+
+METHODS = ("ward", "kmeans", "kmedoids")
+OUTPUTS = ("center", "mean", "medoid")
+
+
+@torch.library.custom_op("tpkernels::cluster", mutates_args=())
+def cluster(
+    x: Tensor,
+    weight: Tensor | None,
+    pool_weight: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    k: int,
+    method: str,
+    init: str,
+    output: str,
+    max_iter: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Clusters x [B, N, D] and pools it.
+
+    Args:
+        x: [B, N, D] float.
+        weight: [B, N], what the clustering weighs tokens with; None for equal weights.
+        pool_weight: [B, N], what `"mean"` (and Ward's and K-Means' `"center"`) averages with; None for equal weights.
+        mask: [B, N] bool, True for tokens that are there.
+        start: [B, K] int64 initial tokens where init is "given".
+        k: at least 1; K = min(k, N) is the width of the results.
+        output: "center" (Lloyd's centres, Ward's means, the medoids), "mean" or "medoid" of the final clusters.
+
+    Returns:
+        tokens [B, K, D] in x's dtype, source [B, N] (the labels that tokens were averaged over, -1 for none),
+        assignment [B, N] (-1 where masked), medoids [B, K] (-1 where none; [B, 0] if nothing asks for them),
+        loss [B] (of "center", else [0]), n_iter [B], merge_heights [B, N - 1] ([B, 0] but for Ward).
+    """
+    k = min(k, x.shape[1])
+    if backend == "triton":
+        return launch.cluster(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
+    samples = prepare(x, weight, mask, k)
+    nothing = samples.rank.new_empty(x.shape[0], 0)
+    if 0 in (x.shape[0], x.shape[1]):
+        empty = samples.rank
+        heights = samples.x.new_empty(x.shape[0], max(x.shape[1] - 1, 0) if method == "ward" else 0)
+        medoids = empty.new_empty(x.shape[0], k if _has_medoids(method, output) else 0)
+        loss = samples.x.new_zeros(x.shape[0] if output == "center" else 0)
+        return x.new_empty(x.shape[0], k, x.shape[2]), empty.clone(), empty.clone(), medoids, loss, empty.sum(1), heights
+
+    heights, kept = samples.x.new_empty(x.shape[0], 0), None
+    if method == "ward":
+        label, n_iter, heights = ward(samples, k)
+        source, medoids = label, None
+    else:
+        loop = {"kmeans": kmeans, "kmedoids": kmedoids}[method]
+        found = loop(samples, start_labels(samples, start, k, init), k, max_iter)
+        n_iter = torch.where(samples.plain, 0, found.n_iter)
+        order = canonical_order(found.label, k)
+        label, source = renumber(found.label, order), renumber(found.source, order)
+        medoids = None if found.medoid is None else found.medoid.gather(1, order)
+        if found.centre is not None:
+            kept = found.centre.gather(1, order[..., None].expand_as(found.centre)) + samples.offset
+    label = settle(samples, label)
+    source = torch.where(samples.plain[:, None], label, source)
+
+    if _has_medoids(method, output):
+        medoids = nearest_members(samples.x, label, k, samples.weight) if medoids is None else medoids
+        index = torch.arange(x.shape[1], device=x.device).expand_as(label)
+        medoids = torch.where(samples.plain[:, None], segment_min(index, label, k, x.shape[1]), medoids)
+        medoids = torch.where(medoids == x.shape[1], -1, medoids)
+    if output == "medoid" or (output == "center" and method == "kmedoids"):
+        source = source_of(label, medoids)
+        tokens = gather_tokens(x, medoids)
+    elif output == "center":
+        source = only_valid(samples, source)
+        tokens = cluster_mean(x, source, k, pool_weight)
+        if kept is not None:
+            # A cluster that lost its members keeps its centre; the padding of short samples stays zero.
+            lost = (members_of(source, k) == 0) & (torch.arange(k, device=x.device) < samples.k[:, None])
+            tokens = torch.where(lost[..., None], kept.to(x.dtype), tokens)
+    else:
+        source = label
+        tokens = cluster_mean(x, label, k, pool_weight)
+    loss = objective(x, tokens, label, weight) if output == "center" else samples.x.new_empty(0)
+    medoids = nothing if medoids is None else medoids.contiguous()
+    return tokens, source.clone() if source is label else source.contiguous(), label, medoids, loss, n_iter, heights
+
+
+def _has_medoids(method: str, output: str) -> bool:
+    return method == "kmedoids" or output == "medoid"
+
+
+def start_labels(samples: Samples, start: Tensor | None, k: int, init: str) -> Tensor:
+    """Labels [B, N] that a loop starts from: Ward's clusters, or single tokens."""
+    if init == "ward":
+        return only_valid(samples, ward(samples, k).label)
+    indices = start if init == "given" else STARTS[init](samples, k)
+    if indices is None:
+        raise ValueError('start must be given with init="given"')
+    return labels_of(indices[:, :k], samples.x.shape[1], samples.k)
+
+
+@cluster.register_fake
+def _(x, weight, pool_weight, mask, start, k, method, init, output, max_iter, backend):
+    b, n, d = x.shape
+    k = torch.sym_min(k, n)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    label = x.new_empty(b, n, dtype=torch.int64)
+    return (
+        x.new_empty(b, k, d),
+        label,
+        torch.empty_like(label),
+        label.new_empty(b, k if _has_medoids(method, output) else 0),
+        x.new_empty(b if output == "center" else 0, dtype=dtype),
+        label.new_empty(b),
+        x.new_empty(b, torch.sym_max(n - 1, 0) if method == "ward" else 0, dtype=dtype),
+    )
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, _, pool_weight, *_rest = inputs
+    tokens, source = output[0], output[1]
+    ctx.backend, kind = inputs[10], inputs[8]
+    gathers = kind == "medoid" or (kind == "center" and inputs[6] == "kmedoids")
+    weight = None if gathers else pool_weight
+    wants = weight is not None and ctx.needs_input_grad[2]
+    ctx.save_for_backward(source, weight, *((x, tokens) if wants else (None, None)))
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx, grad: Tensor, *_ignored):
+    source, weight, x, tokens = ctx.saved_tensors
+    grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), source, x, tokens, weight, ctx.backend)
+    return grad_x, None, grad_weight if x is not None else None, *[None] * 8
+
+
+cluster.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,80 @@
+"""`tpkernels::cluster_mean`: the weighted mean of each cluster's tokens, with its gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .pooling import cluster_mean as cluster_mean_torch
+from .samples import compute_dtype, member_weight, of_cluster
+
+
+@torch.library.custom_op("tpkernels::cluster_mean", mutates_args=())
+def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> Tensor:
+    if backend == "triton":
+        return launch.cluster_mean(x, label, k, weight)
+    return cluster_mean_torch(x, label, k, weight)
+
+
+@cluster_mean.register_fake
+def _(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> Tensor:
+    return x.new_empty(x.shape[0], k, x.shape[2])
+
+
+@torch.library.custom_op("tpkernels::cluster_mean_backward", mutates_args=())
+def cluster_mean_backward(
+    grad: Tensor, label: Tensor, x: Tensor | None, mean: Tensor | None, weight: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `mean = cluster_mean(x, label, k, weight)` to x and, where x and mean are given, to weight."""
+    if backend == "triton":
+        return launch.cluster_mean_backward(grad, label, x, mean, weight)
+    return mean_backward_torch(grad, label, x, mean, weight)
+
+
+@cluster_mean_backward.register_fake
+def _(
+    grad: Tensor, label: Tensor, x: Tensor | None, mean: Tensor | None, weight: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    shape = label.shape
+    grad_weight = grad.new_empty(shape, dtype=weight.dtype) if x is not None and weight is not None else grad.new_empty(0)
+    return grad.new_empty(shape[0], shape[1], grad.shape[2]), grad_weight
+
+
+def mean_backward_torch(
+    grad: Tensor, label: Tensor, x: Tensor | None, mean: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`dL/dx_i = w_i / W_c g_c` and `dL/dw_i = g_c . (x_i - mu_c) / W_c`; 0 for label -1 and where W_c was 0."""
+    dtype = compute_dtype(grad)
+    k = grad.shape[1]
+    if k == 0:
+        zero = grad.new_zeros(*label.shape, grad.shape[2])
+        return zero, zero.new_zeros(label.shape if x is not None and weight is not None else (0,))
+    shared, total = member_weight(weight, label, k, dtype)
+    inside = label >= 0
+    total = of_cluster(total, label).clamp(min=torch.finfo(dtype).tiny)
+    share = torch.where(inside, shared / total, 0)
+    wide = of_cluster(grad.to(dtype), label)
+    grad_x = torch.where(inside[..., None], wide * share[..., None], 0).to(grad.dtype)
+    if x is None or mean is None or weight is None:
+        return grad_x, grad.new_empty(0)
+    gap = torch.where(inside[..., None], x.to(dtype) - of_cluster(mean.to(dtype), label), 0)
+    # Equal weights stand in where all are 0: those do not depend on the weights.
+    live = inside & (weight.to(dtype) == shared)
+    grad_weight = torch.where(live, (wide * gap).sum(-1) / total, 0)
+    return grad_x, grad_weight.to(weight.dtype)
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, label, _, weight, ctx.backend = inputs
+    wants = weight is not None and ctx.needs_input_grad[3]
+    ctx.save_for_backward(label, weight, *((x, output) if wants else (None, None)))
+
+
+def _backward(ctx, grad: Tensor):
+    label, weight, x, mean = ctx.saved_tensors
+    grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), label, x, mean, weight, ctx.backend)
+    return grad_x, None, None, grad_weight if x is not None else None, None
+
+
+cluster_mean.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,158 @@
+"""A batch made ready for clustering, and the rules that every method shares: masks, bad numbers, numbering."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Samples(NamedTuple):
+    """Tokens and weights that are safe to compute with.
+
+    Shapes: x [B, N, D], weight [B, N] or None (equal weights), valid [B, N] bool or None (all valid),
+    rank [B, N] int64 (position among the valid tokens), count [B] int64 (valid tokens), k [B] int64 (clusters of each
+    sample), finite [B] bool, offset [B, 1, D] (what was subtracted from the tokens).
+    """
+
+    x: Tensor
+    weight: Tensor | None
+    valid: Tensor | None
+    rank: Tensor
+    count: Tensor
+    k: Tensor
+    finite: Tensor
+    offset: Tensor
+
+    @property
+    def plain(self) -> Tensor:
+        """Samples [B] that are not clustered: bad numbers, or no more tokens than clusters."""
+        return ~self.finite | (self.count <= self.k)
+
+    def part(self, start: int, stop: int) -> Samples:
+        """Samples start..stop-1 of the batch."""
+        return Samples(*(None if field is None else field[start:stop] for field in self))
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """float64 stays float64, every other type computes in float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+    """Centres every sample and takes out what must not be computed with.
+
+    Subtracting the mean of the valid tokens changes no distance and keeps a common offset from cancelling digits.
+    Weights are divided by the sample's largest, which changes no assignment and keeps sums of 1e30 finite. Masked
+    tokens and samples with NaN or Inf become zeros; `finite` names the latter.
+    """
+    b, n, _ = x.shape
+    x = x.to(compute_dtype(x))
+    if mask is None:
+        rank = torch.arange(n, device=x.device).expand(b, n)
+        count = torch.full((b,), n, dtype=torch.int64, device=x.device)
+        offset = x.sum(1, keepdim=True) / max(n, 1)
+        x = x - offset
+    else:
+        rank = mask.cumsum(1) - 1
+        count = mask.sum(1)
+        x = x.masked_fill(~mask[..., None], 0)
+        offset = x.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]
+        x = (x - offset).masked_fill(~mask[..., None], 0)
+    # One squared norm tells NaN, Inf and values whose distances would overflow.
+    finite = torch.linalg.vector_norm(x, dim=(1, 2)).square().isfinite()
+    if weight is not None:
+        weight = weight.to(x.dtype)
+        if mask is not None:
+            weight = weight.masked_fill(~mask, 0)
+        finite = finite & weight.isfinite().all(1)
+        peak = weight.amax(1, keepdim=True) if n else weight.sum(1, keepdim=True)
+        weight = (weight / torch.where(peak > 0, peak, 1)).masked_fill(~finite[:, None], 1)
+    x = x.masked_fill(~finite[:, None, None], 0)
+    return Samples(x, weight, mask, rank, count, count.clamp(max=k), finite, offset)
+
+
+def split_in_order(samples: Samples) -> Tensor:
+    """Labels [B, N] that cut every sample's valid tokens into k runs: `rank * k // count`; -1 where masked."""
+    return only_valid(samples, samples.rank * samples.k[:, None] // samples.count.clamp(min=1)[:, None])
+
+
+def settle(samples: Samples, label: Tensor) -> Tensor:
+    """Overrides labels where clustering has no say: masked tokens, bad samples, samples of at most k tokens."""
+    label = torch.where(samples.plain[:, None], split_in_order(samples), label)
+    return only_valid(samples, label)
+
+
+def segment_ids(label: Tensor, k: int) -> Tensor:
+    """Flat cluster of every token, [B * N]: label + k b, and B k for label -1."""
+    b = label.shape[0]
+    flat = label + torch.arange(b, device=label.device)[:, None] * k
+    return torch.where(label < 0, b * k, flat).flatten()
+
+
+def segment_sum(values: Tensor, label: Tensor, k: int) -> Tensor:
+    """Sums values [B, N, ...] over each cluster, [B, k, ...]; label -1 is left out. Deterministic on every device."""
+    b, n = label.shape
+    tail = values.shape[2:]
+    values = values.reshape(b, n, tail.numel())
+    if values.is_cuda and values.is_floating_point():
+        # Float atomics would make the sum depend on timing; a product with the indicator does not.
+        member = torch.zeros(b, k + 1, n, dtype=values.dtype, device=values.device)
+        member.scatter_(1, torch.where(label < 0, k, label)[:, None], 1)
+        return torch.bmm(member[:, :k], values).view(b, k, *tail)
+    out = values.new_zeros(b * k + 1, values.shape[2])
+    index = segment_ids(label, k)[:, None].expand(-1, values.shape[2])
+    out.scatter_add_(0, index, values.reshape(b * n, -1))
+    return out[: b * k].view(b, k, *tail)
+
+
+def members_of(label: Tensor, k: int) -> Tensor:
+    """How many tokens each cluster has, [B, k] int64."""
+    return segment_sum(torch.ones_like(label), label, k)
+
+
+def only_valid(samples: Samples, label: Tensor) -> Tensor:
+    """Labels with -1 where a token is masked."""
+    return label if samples.valid is None else label.masked_fill(~samples.valid, -1)
+
+
+def segment_min(values: Tensor, label: Tensor, k: int, empty: float | int) -> Tensor:
+    """Least of values [B, N] in each cluster, [B, k]; `empty` where a cluster has no member."""
+    b = label.shape[0]
+    out = torch.full((b, k + 1), empty, dtype=values.dtype, device=values.device)
+    return out.scatter_reduce(1, torch.where(label < 0, k, label), values, "amin")[:, :k]
+
+
+def of_cluster(values: Tensor, label: Tensor) -> Tensor:
+    """Each token's entry of values [B, k, ...] by its label, [B, N, ...]; label -1 takes the first entry."""
+    b, k = values.shape[:2]
+    flat = (label.clamp(min=0) + torch.arange(b, device=label.device)[:, None] * k).flatten()
+    return values.reshape(b * k, *values.shape[2:]).index_select(0, flat).view(*label.shape, *values.shape[2:])
+
+
+def member_weight(weight: Tensor | None, label: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights [B, N] and their sums [B, k], with equal weights in clusters whose weights sum to 0."""
+    ones = torch.ones(label.shape, dtype=dtype, device=label.device)
+    if weight is None:
+        return ones, segment_sum(ones, label, k)
+    weight = weight.to(dtype)
+    total = segment_sum(weight, label, k)
+    weight = torch.where(of_cluster(total, label) > 0, weight, ones)
+    return weight, segment_sum(weight, label, k)
+
+
+def canonical_order(label: Tensor, k: int) -> Tensor:
+    """Slots [B, k] in the order of their lowest token index; empty slots last, in their own order."""
+    n = label.shape[1]
+    index = torch.arange(n, device=label.device).expand_as(label)
+    first = segment_min(index, label, k, n)
+    return first.argsort(dim=1, stable=True)
+
+
+def renumber(label: Tensor, order: Tensor) -> Tensor:
+    """Labels under the numbering that `order` gives; -1 stays -1."""
+    if order.shape[1] == 0:
+        return label
+    new = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return torch.where(label < 0, label, new.gather(1, label.clamp(min=0)))
