@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def keep_number(text: str) -> float:
+def ratio_or_count(text: str) -> float:
     """A count where `text` is an integer, a ratio otherwise."""
     return int(text) if text.isdigit() else float(text)
 
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help=f"evenly spaced images; default: all, {SHIPPED_LIMIT} of the shipped")
     parser.add_argument("--method", nargs="+", metavar="NAME", help=f"rows: {', '.join(m.name for m in METHODS)}")
     parser.add_argument(
-        "--keep", nargs="+", type=keep_number, help="ratio (0.7, the default) or count (98); one, or one per layer"
+        "--keep", nargs="+", type=ratio_or_count, help="ratio (0.7, the default) or count (98); one, or one per layer"
     )
     parser.add_argument("--layers", nargs="+", type=int, help="0-based blocks that pool; default: 3 6 9 of 12")
     parser.add_argument("--budget", type=float, help="share of the base's MACs, Ward's clustering counted; not --keep")
@@ -92,7 +92,7 @@ def describe(
     args: argparse.Namespace, subject: Subject, source: ImageSet, used: int, rows: list[Row], world: World
 ) -> dict[str, str]:
     """The header: all that the numbers below it depend on."""
-    trained = ", ".join(f"{name} {value}" for name, value in subject.facts.items() if value not in (None, False))
+    trained = [f"{name} {value}" for name, value in subject.facts.items() if value is not None and value is not False]
     layers = [layer for layer in rows[-1].macs.per_layer if layer.tokens_out < layer.tokens_in]
     counts = [rows[0].tokens[0], *(layer.tokens_out for layer in layers)]
     where = f" at layers {', '.join(str(layer.layer) for layer in layers)} (0-based)" if layers else ", not pooled"
@@ -102,7 +102,7 @@ def describe(
     return {
         "model": subject.name,
         "checkpoint": subject.checkpoint,
-        "trained": trained or "no record in the checkpoint",
+        "trained": ", ".join(trained) or "no record in the checkpoint",
         "rows": subject.provenance,
         "data": f"{args.data}: {used:,} of {total:,} images" + (", evenly spaced" if used < total else ""),
         "crop": subject.crop,
@@ -127,7 +127,10 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, ImageSet, list[Row], Wor
     args.batch_size = args.batch_size or (50 if on_cpu else 256)
     args.workers = (0 if on_cpu else min(8, os.cpu_count() or 1)) if args.workers is None else args.workers
     args.data = args.data or DATA
-    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output must be a directory to write to, got {args.output} ({error.strerror})") from None
 
     source = open_images(args.data)
     subject = load_timm(args.model, args.checkpoint) if args.model else load_small(args.checkpoint or CHECKPOINT)

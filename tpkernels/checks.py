@@ -34,7 +34,9 @@ def like_tokens(name: str, y: Tensor, x: Tensor) -> None:
     """y is a float tensor [B, M, D] for tokens x [B, N, D]."""
     tokens(y, name)
     if y.shape[0] != x.shape[0] or y.shape[2] != x.shape[2]:
-        raise ValueError(f"{name} must have shape [{x.shape[0]}, M, {x.shape[2]}] to fit x {_shape(x)}, got {_shape(y)}")
+        raise ValueError(
+            f"{name} must have shape [{x.shape[0]}, M, {x.shape[2]}] to fit x {_shape(x)}, got {_shape(y)}"
+        )
     same_device(name, y, x)
 
 

@@ -14,7 +14,7 @@ from .ops.cluster import cluster
 from .ops.mean import cluster_mean as _cluster_mean
 from .ops.samples import compute_dtype
 
-# Beyond so many tokens Ward's N x N costs are no longer the better start.
+# Beyond so many tokens Ward's N x N costs are too many.
 WARD_TOKENS = 4096
 INITS = ("auto", "ward", "topk", "farthest", "strided")
 
@@ -23,9 +23,10 @@ class Clusters(NamedTuple):
     """What a clusterer returns, with K = min(k, N).
 
     assignment [B, N] int64 (-1: masked); centers [B, K, D] in x's dtype; medoids [B, K] int64 (-1: empty cluster; None
-    for kmeans and ward); loss [B] float32 (float64 for float64 tokens), `sum_i w_i ||x_i - c_i||^2` of this pair; n_iter
-    [B] int64, updates or Ward's rounds; merge_heights [B, N - 1], Ward's heights in ascending order, +inf for mergers
-    that the k clusters did not need (None for the others): their sum up to the j-th is the objective of N - j clusters.
+    for kmeans and ward); loss [B] float32 (float64 for float64 tokens), `sum_i w_i ||x_i - c_i||^2` of this pair;
+    n_iter [B] int64, updates or Ward's rounds; merge_heights [B, N - 1], Ward's heights in ascending order, +inf for
+    mergers that the k clusters did not need (None for the others): the sum of the first j is the objective of N - j
+    clusters.
     """
 
     assignment: Tensor
@@ -173,9 +174,9 @@ def pairwise_sqdist(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Nearest of centers [B, K, D] to every token of x [B, N, D]: [B, N] int64, the lowest index on ties, -1 where masked.
+    """Nearest of centers [B, K, D] to every token of x [B, N, D], as [B, N] int64.
 
-    Never builds [B, N, K] for large N: tokens are walked in tiles.
+    The lowest index wins ties; masked tokens get -1. Never builds [B, N, K] for large N: tokens are walked in tiles.
     """
     checks.tokens(x)
     checks.like_tokens("centers", centers, x)

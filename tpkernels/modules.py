@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import checks
 from .functional import resolve_init, ward_fits
 from .ops import baselines
+from .ops.backends import BACKENDS
 from .ops.cluster import METHODS as CLUSTERERS
 from .ops.cluster import cluster
 from .ops.distances import objective
@@ -80,7 +81,7 @@ class TokenPool(nn.Module):
         checks.one_of("output", output, OUTPUTS)
         checks.count("max_iter", max_iter, 0)
         checks.count("num_prefix_tokens", num_prefix_tokens, 0)
-        checks.one_of("backend", backend, checks.BACKENDS)
+        checks.one_of("backend", backend, BACKENDS)
         self.keep = keep
         self.method = method
         self.init = init
@@ -153,7 +154,9 @@ class TokenPool(nn.Module):
         size = None if sizes is None else sizes[:, p:]
         there = None if mask is None else mask[:, p:]
         k = tokens_kept(self.keep, max(patches.shape[1], 1))
-        tokens, label, medoids, n_iter = self._pool(patches, score, size, there, None if metric is None else metric[:, p:], k)
+        tokens, label, medoids, n_iter = self._pool(
+            patches, score, size, there, None if metric is None else metric[:, p:], k
+        )
 
         out = torch.cat([x[:, :p], tokens], 1)
         if sizes is None and not return_info:
@@ -162,15 +165,15 @@ class TokenPool(nn.Module):
         ones = x.new_ones(x.shape[:2], dtype=torch.float32) if sizes is None else sizes
         pooled = segment_sum(ones[:, p:], label, k)
         out_sizes = torch.cat([ones[:, :p], pooled], 1)
-        result = (out,) if sizes is None else (out, out_sizes)
         if not return_info:
-            return result
+            return out, out_sizes
         prefix = torch.arange(p, device=x.device).expand(x.shape[0], p)
         assignment = torch.cat([prefix, torch.where(label < 0, -1, label + p)], 1)
         loss = None
         if self.method in CLUSTERERS:
             loss = objective(patches.detach(), tokens.detach(), label, self._weight(score, size))
-        return *result, PoolInfo(assignment, out_sizes, medoids, loss, n_iter)
+        info = PoolInfo(assignment, out_sizes, medoids, loss, n_iter)
+        return (out, info) if sizes is None else (out, out_sizes, info)
 
     def _weight(self, score: Tensor | None, size: Tensor | None) -> Tensor | None:
         """What the clustering weighs tokens with. A significance under proportional attention already counts sizes."""
@@ -189,7 +192,7 @@ class TokenPool(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Tokens [B, K, D], labels [B, N], medoids and n_iter of the patch tokens."""
         if self.method not in CLUSTERERS:
-            label = self._baseline(x, score, mask, metric, k)
+            label = self._baseline(x, score, size, mask, metric, k)
             k = min(k, x.shape[1])
             return cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean")), label, None, None
         n = x.shape[1]
@@ -198,25 +201,27 @@ class TokenPool(nn.Module):
             ward_fits(n)
         chosen = checks.backend(self.backend, x, self.method)
         start = None
-        if init == "topk" and self.method != "ward" and not self.weighted:
+        if init == "topk" and self.method != "ward" and not self.weighted and score is not None:
             # The paper's unweighted methods still start from the most significant tokens.
             start, init = _most_significant(score, mask, k), "given"
         weight = self._weight(score, size)
+        mass = None if weight is None else weight.detach()
         tokens, _, label, medoids, _, n_iter, _ = cluster(
-            x, None if weight is None else weight.detach(), size, mask, start, k, self.method, init, self.output, self.max_iter, chosen
-        )  # fmt: skip
+            x, mass, size, mask, start, k, self.method, init, self.output, self.max_iter, chosen
+        )
         return tokens, label, medoids if medoids.shape[1] else None, n_iter
 
     def _baseline(
-        self, x: Tensor, score: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int
+        self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int
     ) -> Tensor:
+        """Labels [B, N] of the methods that do not cluster."""
         k = min(k, x.shape[1])
         x = x.detach()
-        samples = prepare(x, score if self.method in ("topk", "importance") else None, mask, k)
+        samples = prepare(x, {"topk": score, "importance": score, "bipartite": size}.get(self.method), mask, k)
         if self.method == "grid":
             return settle(samples, baselines.grid(samples, k, self.grid_size))
         if self.method == "bipartite":
-            return settle(samples, baselines.bipartite(samples, k, x if metric is None else metric.detach()))
+            return settle(samples, baselines.bipartite(samples, k, None if metric is None else metric.detach()))
         if self.method == "topk":
             label = baselines.topk(samples, k)
         elif self.method == "importance":

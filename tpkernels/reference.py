@@ -138,13 +138,17 @@ def _result(
     return ReferenceClusters(assignment, centers[order], medoids[order], loss, torch.tensor(n_iter), heights)
 
 
-def split_in_order(x: Tensor, k: int, weight: Maybe = None) -> ReferenceClusters:
-    """No clustering at all: label_i = i K // N, medoids the first members. What K >= N and a NaN or Inf give."""
+def split_in_order(x: Tensor, k: int, weight: Maybe = None, by_medoid: bool = False) -> ReferenceClusters:
+    """No clustering at all: label_i = i K // N. What K >= N and a NaN or Inf give.
+
+    Medoids are the first members; they are the centres too with by_medoid, else the weighted means are.
+    """
     x, w = _float64(x, weight)
     n, k = len(x), min(k, len(x))
     assignment = torch.arange(n) * k // max(n, 1)
     first = torch.tensor([_members(assignment, slot)[0] for slot in range(k)], dtype=torch.int64)
-    return _result(x, w, assignment, cluster_mean(x, assignment, k, w) if k < n else x, 0, None, first)
+    centers = x[first] if by_medoid or n == k else cluster_mean(x, assignment, k, w)
+    return _result(x, w, assignment, centers, 0, None, first)
 
 
 def ward_mergers(x: Tensor, count: int, weight: Maybe = None) -> list[tuple[float, int, int]]:
@@ -272,7 +276,7 @@ def uniform(seed: int, i: int) -> float:
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     z = z ^ (z >> 31)
-    return ((z >> 11) + 0.5) / 2**53
+    return ((z >> 12) + 0.5) / 2**52
 
 
 def importance(
@@ -399,7 +403,9 @@ def batched(function: Callable, x: Tensor, k: int, weight: Maybe = None, mask: M
         read = [tensor for tensor in (sample, w, own.get("metric")) if tensor is not None]
         finite = all(bool(tensor.isfinite().all()) for tensor in read)
         whole = function is not grid or len(valid) == n
-        result = function(sample, k, w, **own) if finite and whole else split_in_order(sample, k, w)
+        result = (
+            function(sample, k, w, **own) if finite and whole else split_in_order(sample, k, w, function is kmedoids)
+        )
         if isinstance(result, Tensor):
             labels[b, valid] = result
             continue

@@ -71,7 +71,7 @@ def open_images(root: Path) -> IdxImages | FolderImages:
         DataError: `root` is no directory, or holds neither an IDX test set nor class folders with images.
     """
     if not root.is_dir():
-        raise DataError(f"no directory at {root}; --data expects an image folder or the IDX files {IDX_NAMES['test']}")
+        raise DataError(f"no directory at {root}; expected one with class folders or {' and '.join(IDX_NAMES['test'])}")
     if find_idx(root, "test"):
         pixels, labels = load_idx(root, "test")
         return IdxImages(pixels, labels.tolist())

@@ -1,7 +1,7 @@
 """K-Means in Gram space: both halves of an iteration, for one sample, by one program.
 
-A centre is `c_s = sum_j m_sj x_j` with m_sj = w_j / W_s for its members. With S = M G, the distance of token i to centre s
-is `c_s . c_s - 2 S_si` plus a constant of the token, where `c_s . c_s = sum_i m_si S_si`.
+A centre is `c_s = sum_j m_sj x_j` with m_sj = w_j / W_s for its members. With S = M G, the distance of token i to
+centre s is `c_s . c_s - 2 S_si` plus a constant of the token, where `c_s . c_s = sum_i m_si S_si`.
 """
 
 import triton
@@ -47,9 +47,7 @@ def update_means(
 
 
 @triton.jit
-def assign_means(
-    p_norm, p_valid, p_product, p_square, p_label, p_sqdist, n, k, NP: tl.constexpr, T: tl.constexpr
-):
+def assign_means(p_norm, p_valid, p_product, p_square, p_label, p_sqdist, n, k, NP: tl.constexpr, T: tl.constexpr):
     """Writes every token's nearest centre (label [NP], -1 where invalid) and its squared distance."""
     for i in range(0, n, T):
         o_i = i + tl.arange(0, T)

@@ -1,8 +1,8 @@
 """K-Medoids in Gram space: both halves of an iteration, for one sample, by one program.
 
 With G = X X^T of the centred tokens, the cost of token i as medoid of its cluster C is
-`||x_i - mu||^2 = G_ii - 2 sum_{j in C} w_j G_ij / W` plus a constant of the cluster, and the distance of token i to medoid
-m is `G_mm - 2 G_mi` plus a constant of the token. Neither touches the D channels.
+`||x_i - mu||^2 = G_ii - 2 sum_{j in C} w_j G_ij / W` plus a constant of the cluster, and the distance of token i to
+medoid m is `G_mm - 2 G_mi` plus a constant of the token. Neither touches the D channels.
 """
 
 import triton

@@ -1,6 +1,6 @@
 """Weighted means of given clusters, and their gradient: one launch each, no atomics.
 
-    mu_c = sum_{i in c} w_i x_i / W_c        dL/dx_i = w_i / W_c g_c        dL/dw_i = g_c . (x_i - mu_c) / W_c
+mu_c = sum_{i in c} w_i x_i / W_c        dL/dx_i = w_i / W_c g_c        dL/dw_i = g_c . (x_i - mu_c) / W_c
 """
 
 import triton

@@ -1,7 +1,7 @@
 """K-Means and K-Medoids of whole samples, each by one program, in one launch.
 
-A program takes sample after sample (a persistent grid). It reads the tokens once for their Gram matrix, iterates on that
-matrix in scratch of its own, numbers the clusters by their lowest token, and reads the tokens again to pool them:
+A program takes sample after sample (a persistent grid). It reads the tokens once for their Gram matrix, iterates on
+that matrix in scratch of its own, numbers the clusters by their lowest token, and reads the tokens again to pool them:
 
     x [B, N, D] -> tokens [B, K, D], assignment [B, N], source [B, N], medoids [B, K], loss [B], n_iter [B]
 
@@ -136,7 +136,7 @@ def resident_kernel(
 
         updates = 0
         moving = plain == 0
-        for turn in range(0, max_iter + 1):
+        for turn in range(max_iter + 1):
             if moving:
                 b_old = tl.load(p_label + o_n)
                 tl.store(p_history + turn * NP + o_n, b_old)
@@ -159,6 +159,7 @@ def resident_kernel(
             tl.store(p_history + o_n, b_split)
             tl.debug_barrier()
         elif OUTPUT == 2 and not MEDOIDS:
+            tl.debug_barrier()
             update_medoids(p_gram, p_weight, p_norm, p_cost, p_label, p_medoid, n, k, NP, T)
         _number_clusters(p_label, p_first, p_order, n, k, T, NP)
         if plain:

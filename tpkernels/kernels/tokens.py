@@ -104,9 +104,12 @@ def store_means(
                 p_label, p_weight, p_turn, o_s, o_j, n, stride_label, stride_weight, stride_turn, WEIGHTED, TURNS
             )
             b_share = tl.where(m_in, (b_w[None, :] + b_equal) / b_total, 0.0)
-            # A token in none of these clusters may hold NaN, which times 0 would stay NaN.
-            m_j = tl.max(m_in.to(tl.int32), 0) > 0
-            b_x = load_tokens(p_x, o_j, o_d, m_j, d, stride_n, stride_d)
-            b_mean = tl.dot(b_share, b_x, b_mean, input_precision="ieee")
+            b_x = load_tokens(p_x, o_j, o_d, o_j < n, d, stride_n, stride_d)
+            # A bad number belongs to its own cluster; times 0 it would be NaN in all of them.
+            m_odd = (b_x != b_x) | (tl.abs(b_x) == float("inf"))
+            b_mean = tl.dot(b_share, tl.where(m_odd, 0.0, b_x), b_mean, input_precision="ieee")
+            if tl.max(m_odd.to(tl.int32)) > 0:
+                b_odd = tl.dot(m_in.to(tl.float32), m_odd.to(tl.float32), input_precision="ieee")
+                b_mean = tl.where(b_odd > 0, float("nan"), b_mean)
         o_out = o_row.to(tl.int64)[:, None] * d + o_d[None, :]
         tl.store(p_out + o_out, b_mean.to(p_out.dtype.element_ty), mask=m_s[:, None] & (o_d < d)[None, :])

@@ -24,9 +24,7 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not_triton(
-    device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids"
-) -> str | None:
+def why_not_triton(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> str | None:
     """The reason why the Triton kernels can't take this call; None if they can."""
     if not triton_installed():
         return "Triton is not installed"
@@ -47,9 +45,7 @@ def why_not_triton(
     return None
 
 
-def explain_backend(
-    device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids"
-) -> tuple[str, str]:
+def explain_backend(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> tuple[str, str]:
     """What `backend="auto"` takes for such tensors, and the reason."""
     if device_type == "cpu":
         return "torch", "the torch backend is the fast one on a CPU"

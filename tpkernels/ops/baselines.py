@@ -30,7 +30,7 @@ def random(samples: Samples, k: int, seed: int) -> Tensor:
 
 
 def importance(samples: Samples, k: int, seed: int) -> Tensor:
-    """Keeps k tokens drawn without replacement with odds proportional to their weight (Gumbel top-k, Kool et al., 2019)."""
+    """Keeps k tokens drawn without replacement, odds proportional to weight (Gumbel top-k, Kool et al., 2019)."""
     n = samples.x.shape[1]
     noise = _gumbel(n, seed, samples.x.device)
     weight = samples.weight if samples.weight is not None else samples.x.new_ones(samples.x.shape[:2])
@@ -51,50 +51,51 @@ def _keep_highest(samples: Samples, score: Tensor, k: int) -> Tensor:
 def grid(samples: Samples, k: int, grid_size: tuple[int, int] | None) -> Tensor:
     """Averages over cells of the patch grid: bands of rows, each cut into cells of near-equal width.
 
-    Without a grid (N is no square, or tokens are masked) the tokens in their order form one row.
+    Without a grid (N is no square, or tokens of the sample are masked) its tokens in their order form one row.
     """
-    b, n, _ = samples.x.shape
+    n = samples.x.shape[1]
     side = math.isqrt(n)
     if grid_size is None:
         grid_size = (side, side) if side * side == n else (1, n)
     height, width = grid_size
-    if samples.valid is not None or height == 1 or k >= n:
-        return split_in_order(samples)
+    strip = split_in_order(samples)
+    if height == 1 or k >= n:
+        return strip
     bands = _bands(height, width, k)
     cells = [(j + 1) * k // bands - j * k // bands for j in range(bands)]
     first = torch.tensor([j * k // bands for j in range(bands)], device=samples.x.device)
     index = torch.arange(n, device=samples.x.device)
     band = index // width * bands // height
     cell = index % width * torch.tensor(cells, device=samples.x.device)[band] // width
-    return (first[band] + cell).expand(b, n)
+    # A sample with padding has no grid.
+    return torch.where((samples.n_valid == n)[:, None], first[band] + cell, strip)
 
 
 def _bands(height: int, width: int, k: int) -> int:
     """The number of bands nearest to `sqrt(k height / width)` whose cells all hold a token."""
-    least, most = -(-k // width), min(height, k)
     ideal = math.sqrt(k * height / width)
-    bands = min(range(least, most + 1), key=lambda a: (abs(a - ideal), a))
-    while bands < most and -(-k // bands) > width:
-        bands += 1
-    return bands
+    return min(range(-(-k // width), min(height, k) + 1), key=lambda bands: (abs(bands - ideal), bands))
 
 
 def bipartite(samples: Samples, k: int, metric: Tensor | None) -> Tensor:
     """Bipartite soft matching (ToMe, Bolya et al., arXiv 2210.09461), repeated until k clusters are left.
 
     Tokens at even places are sources, at odd places destinations; each source finds its most similar destination
-    (cosine of `metric`, the tokens themselves where None) and the sources of highest similarity merge.
+    (cosine of `metric`, the tokens themselves where None) and the sources of highest similarity merge. Merged tokens
+    are means by weight, which are the tokens' sizes here.
     """
     x = samples.x
-    b, n, _ = x.shape
-    metric = x if metric is None else torch.where(samples.finite[:, None, None], metric.to(x.dtype), 0)
+    n = x.shape[1]
+    # Cosines are of the tokens as they came: without their mean they would mean something else.
+    metric = x + samples.offset if metric is None else metric
+    metric = torch.where(samples.finite[:, None, None], metric.to(x.dtype), 0)
     if samples.valid is not None:
         metric = metric.masked_fill(~samples.valid[..., None], 0)
     label = samples.rank if samples.valid is None else samples.rank.masked_fill(~samples.valid, -1)
-    most, left = n, samples.count
+    most, left = n, samples.n_valid
     while most > k:
         # At least half of the surplus over half the tokens goes in each pass: the number of passes depends on shapes.
-        mean = cluster_mean(metric, label, most)
+        mean = cluster_mean(metric, label, most, samples.weight)
         matched, left = _match(mean, left, samples.k)
         label = torch.where(label < 0, label, matched.gather(1, label.clamp(min=0)))
         most = max(k, most - (most + 1) // 2)
@@ -106,7 +107,7 @@ def bipartite(samples: Samples, k: int, metric: Tensor | None) -> Tensor:
 def _match(mean: Tensor, count: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """One matching of the first count[b] of mean [B, M, D]: the new label of each place, and how many are left."""
     b, m, _ = mean.shape
-    sources, targets = (m + 1) // 2, m // 2
+    sources = (m + 1) // 2
     unit = torch.nn.functional.normalize(mean, dim=-1)
     place = torch.arange(m, device=mean.device)
     absent = place >= count[:, None]

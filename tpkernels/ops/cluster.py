@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from .ward import ward
 
 METHODS = ("ward", "kmeans", "kmedoids")
 OUTPUTS = ("center", "mean", "medoid")
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("tpkernels::cluster", mutates_args=())
@@ -56,23 +59,32 @@ def cluster(
     if 0 in (x.shape[0], x.shape[1]):
         empty = samples.rank
         heights = samples.x.new_empty(x.shape[0], max(x.shape[1] - 1, 0) if method == "ward" else 0)
-        medoids = empty.new_empty(x.shape[0], k if _has_medoids(method, output) else 0)
+        no_medoids = empty.new_empty(x.shape[0], k if _has_medoids(method, output) else 0)
         loss = samples.x.new_zeros(x.shape[0] if output == "center" else 0)
-        return x.new_empty(x.shape[0], k, x.shape[2]), empty.clone(), empty.clone(), medoids, loss, empty.sum(1), heights
+        return (
+            x.new_empty(x.shape[0], k, x.shape[2]),
+            empty.clone(),
+            empty.clone(),
+            no_medoids,
+            loss,
+            empty.sum(1),
+            heights,
+        )
 
     heights, kept = samples.x.new_empty(x.shape[0], 0), None
+    medoids: Tensor | None = None
     if method == "ward":
         label, n_iter, heights = ward(samples, k)
-        source, medoids = label, None
+        source = label
     else:
         loop = {"kmeans": kmeans, "kmedoids": kmedoids}[method]
-        found = loop(samples, start_labels(samples, start, k, init), k, max_iter)
-        n_iter = torch.where(samples.plain, 0, found.n_iter)
-        order = canonical_order(found.label, k)
-        label, source = renumber(found.label, order), renumber(found.source, order)
-        medoids = None if found.medoid is None else found.medoid.gather(1, order)
-        if found.centre is not None:
-            kept = found.centre.gather(1, order[..., None].expand_as(found.centre)) + samples.offset
+        end = loop(samples, start_labels(samples, start, k, init), k, max_iter)
+        n_iter = torch.where(samples.plain, 0, end.n_iter)
+        order = canonical_order(end.label, k)
+        label, source = renumber(end.label, order), renumber(end.source, order)
+        medoids = None if end.medoid is None else end.medoid.gather(1, order)
+        if end.centre is not None:
+            kept = end.centre.gather(1, order[..., None].expand_as(end.centre)) + samples.offset
     label = settle(samples, label)
     source = torch.where(samples.plain[:, None], label, source)
 
@@ -81,7 +93,7 @@ def cluster(
         index = torch.arange(x.shape[1], device=x.device).expand_as(label)
         medoids = torch.where(samples.plain[:, None], segment_min(index, label, k, x.shape[1]), medoids)
         medoids = torch.where(medoids == x.shape[1], -1, medoids)
-    if output == "medoid" or (output == "center" and method == "kmedoids"):
+    if medoids is not None and (output == "medoid" or (output == "center" and method == "kmedoids")):
         source = source_of(label, medoids)
         tokens = gather_tokens(x, medoids)
     elif output == "center":
@@ -95,8 +107,8 @@ def cluster(
         source = label
         tokens = cluster_mean(x, label, k, pool_weight)
     loss = objective(x, tokens, label, weight) if output == "center" else samples.x.new_empty(0)
-    medoids = nothing if medoids is None else medoids.contiguous()
-    return tokens, source.clone() if source is label else source.contiguous(), label, medoids, loss, n_iter, heights
+    found = nothing if medoids is None else medoids.contiguous()
+    return tokens, source.clone() if source is label else source.contiguous(), label, found, loss, n_iter, heights
 
 
 def _has_medoids(method: str, output: str) -> bool:
@@ -114,7 +126,19 @@ def start_labels(samples: Samples, start: Tensor | None, k: int, init: str) -> T
 
 
 @cluster.register_fake
-def _(x, weight, pool_weight, mask, start, k, method, init, output, max_iter, backend):
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    pool_weight: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    k: int,
+    method: str,
+    init: str,
+    output: str,
+    max_iter: int,
+    backend: str,
+) -> Results:
     b, n, d = x.shape
     k = torch.sym_min(k, n)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -130,7 +154,7 @@ def _(x, weight, pool_weight, mask, start, k, method, init, output, max_iter, ba
     )
 
 
-def _setup(ctx, inputs, output) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
     x, _, pool_weight, *_rest = inputs
     tokens, source = output[0], output[1]
     ctx.backend, kind = inputs[10], inputs[8]
@@ -141,7 +165,7 @@ def _setup(ctx, inputs, output) -> None:
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx, grad: Tensor, *_ignored):
+def _backward(ctx: Any, grad: Tensor, *_ignored: Any) -> tuple[Tensor | None, ...]:
     source, weight, x, tokens = ctx.saved_tensors
     grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), source, x, tokens, weight, ctx.backend)
     return grad_x, None, grad_weight if x is not None else None, *[None] * 8

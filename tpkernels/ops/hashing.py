@@ -24,4 +24,4 @@ def uniform(n: int, seed: int, device: torch.device) -> Tensor:
     z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
     z = z ^ _shift_right(z, 31)
-    return (_shift_right(z, 11).double() + 0.5) / 2**53
+    return (_shift_right(z, 12).double() + 0.5) / 2**52

@@ -7,7 +7,7 @@ place that is best for its members. Labels that are -1 start them: the labelled 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,12 @@ def _in_chunks(
     if b <= size:
         return loop(samples, start, k, max_iter)
     parts = [loop(samples.part(i, i + size), start[i : i + size], k, max_iter) for i in range(0, b, size)]
-    return LloydResult(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def whole(name: str) -> Any:
+        fields = [getattr(part, name) for part in parts]
+        return None if fields[0] is None else torch.cat(fields)
+
+    return LloydResult(**{name: whole(name) for name in LloydResult._fields})
 
 
 def nearest(x: Tensor, centre: Tensor, dead: Tensor) -> Tensor:

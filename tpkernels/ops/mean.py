@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,9 @@ def _(
     grad: Tensor, label: Tensor, x: Tensor | None, mean: Tensor | None, weight: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor]:
     shape = label.shape
-    grad_weight = grad.new_empty(shape, dtype=weight.dtype) if x is not None and weight is not None else grad.new_empty(0)
+    grad_weight = (
+        grad.new_empty(shape, dtype=weight.dtype) if x is not None and weight is not None else grad.new_empty(0)
+    )
     return grad.new_empty(shape[0], shape[1], grad.shape[2]), grad_weight
 
 
@@ -65,13 +69,13 @@ def mean_backward_torch(
     return grad_x, grad_weight.to(weight.dtype)
 
 
-def _setup(ctx, inputs, output) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, label, _, weight, ctx.backend = inputs
     wants = weight is not None and ctx.needs_input_grad[3]
     ctx.save_for_backward(label, weight, *((x, output) if wants else (None, None)))
 
 
-def _backward(ctx, grad: Tensor):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     label, weight, x, mean = ctx.saved_tensors
     grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), label, x, mean, weight, ctx.backend)
     return grad_x, None, None, grad_weight if x is not None else None, None

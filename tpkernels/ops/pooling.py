@@ -7,8 +7,7 @@ from torch import Tensor
 
 from .samples import compute_dtype, member_weight, of_cluster, segment_min, segment_sum
 
-
-# Members whose costs differ by rounding alone are tied. Two members always are: without the slack, rounding would choose.
+# Members whose costs differ by rounding alone are tied. Two members always are: rounding must not choose.
 TIE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
 
 

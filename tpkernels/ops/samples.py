@@ -12,27 +12,29 @@ class Samples(NamedTuple):
     """Tokens and weights that are safe to compute with.
 
     Shapes: x [B, N, D], weight [B, N] or None (equal weights), valid [B, N] bool or None (all valid),
-    rank [B, N] int64 (position among the valid tokens), count [B] int64 (valid tokens), k [B] int64 (clusters of each
-    sample), finite [B] bool, offset [B, 1, D] (what was subtracted from the tokens).
+    rank [B, N] int64 (position among the valid tokens), n_valid [B] int64 (valid tokens), k [B] int64 (clusters of each
+    sample), finite [B] bool, offset [B, 1, D] (what was subtracted from the tokens), scale
+    [B] (what the weights were divided by).
     """
 
     x: Tensor
     weight: Tensor | None
     valid: Tensor | None
     rank: Tensor
-    count: Tensor
+    n_valid: Tensor
     k: Tensor
     finite: Tensor
     offset: Tensor
+    scale: Tensor
 
     @property
     def plain(self) -> Tensor:
         """Samples [B] that are not clustered: bad numbers, or no more tokens than clusters."""
-        return ~self.finite | (self.count <= self.k)
+        return ~self.finite | (self.n_valid <= self.k)
 
     def part(self, start: int, stop: int) -> Samples:
         """Samples start..stop-1 of the batch."""
-        return Samples(*(None if field is None else field[start:stop] for field in self))
+        return Samples._make(None if field is None else field[start:stop] for field in self)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -62,20 +64,22 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Sa
         x = (x - offset).masked_fill(~mask[..., None], 0)
     # One squared norm tells NaN, Inf and values whose distances would overflow.
     finite = torch.linalg.vector_norm(x, dim=(1, 2)).square().isfinite()
+    scale = x.new_ones(b)
     if weight is not None:
         weight = weight.to(x.dtype)
         if mask is not None:
             weight = weight.masked_fill(~mask, 0)
         finite = finite & weight.isfinite().all(1)
-        peak = weight.amax(1, keepdim=True) if n else weight.sum(1, keepdim=True)
-        weight = (weight / torch.where(peak > 0, peak, 1)).masked_fill(~finite[:, None], 1)
+        scale = weight.amax(1) if n else scale
+        scale = torch.where(scale > 0, scale, 1)
+        weight = (weight / scale[:, None]).masked_fill(~finite[:, None], 1)
     x = x.masked_fill(~finite[:, None, None], 0)
-    return Samples(x, weight, mask, rank, count, count.clamp(max=k), finite, offset)
+    return Samples(x, weight, mask, rank, count, count.clamp(max=k), finite, offset, scale)
 
 
 def split_in_order(samples: Samples) -> Tensor:
-    """Labels [B, N] that cut every sample's valid tokens into k runs: `rank * k // count`; -1 where masked."""
-    return only_valid(samples, samples.rank * samples.k[:, None] // samples.count.clamp(min=1)[:, None])
+    """Labels [B, N] that cut every sample's valid tokens into k runs: `rank * k // n_valid`; -1 where masked."""
+    return only_valid(samples, samples.rank * samples.k[:, None] // samples.n_valid.clamp(min=1)[:, None])
 
 
 def settle(samples: Samples, label: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ def segment_sum(values: Tensor, label: Tensor, k: int) -> Tensor:
         return torch.bmm(member[:, :k], values).view(b, k, *tail)
     out = values.new_zeros(b * k + 1, values.shape[2])
     index = segment_ids(label, k)[:, None].expand(-1, values.shape[2])
-    out.scatter_add_(0, index, values.reshape(b * n, -1))
+    out.scatter_add_(0, index, values.reshape(b * n, tail.numel()))
     return out[: b * k].view(b, k, *tail)
 
 

@@ -42,9 +42,9 @@ def topk(samples: Samples, k: int) -> Tensor:
 
 def strided(samples: Samples, k: int) -> Tensor:
     """Evenly spaced valid tokens: the `floor(s * count / k)`-th of them for s in 0..k-1."""
-    b, n, _ = samples.x.shape
+    n = samples.x.shape[1]
     slot = torch.arange(k, device=samples.x.device)
-    wanted = slot * samples.count[:, None] // samples.k.clamp(min=1)[:, None]
+    wanted = slot * samples.n_valid[:, None] // samples.k.clamp(min=1)[:, None]
     wanted = wanted.clamp(max=max(n - 1, 0))
     if samples.valid is None:
         return wanted

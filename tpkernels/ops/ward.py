@@ -44,7 +44,7 @@ def ward(samples: Samples, k: int) -> WardResult:
     b, n, _ = samples.x.shape
     if b == 0 or n < 2:
         heights = samples.x.new_full((b, max(n - 1, 0)), torch.inf)
-        return WardResult(torch.zeros_like(samples.rank), samples.count.new_zeros(b), heights)
+        return WardResult(torch.zeros_like(samples.rank), samples.n_valid.new_zeros(b), heights)
     size = max(1, CHUNK_ELEMENTS // (n * n))
     parts = [_ward_chunk(samples.part(i, i + size)) for i in range(0, b, size)]
     return WardResult(*(torch.cat(column) for column in zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
@@ -122,7 +122,7 @@ def _ward_chunk(samples: Samples) -> WardResult:
     height = torch.full((b, n + 1), torch.inf, dtype=x.dtype, device=device)
     below = torch.zeros_like(height)
     gone = torch.zeros(b, n + 1, dtype=torch.int64, device=device)
-    wanted = torch.where(samples.finite, samples.count - samples.k, 0)
+    wanted = torch.where(samples.finite, samples.n_valid - samples.k, 0)
     limit = torch.where(wanted > 0, torch.inf, -torch.inf).to(x.dtype)
     rounds = torch.zeros(b, dtype=torch.int64, device=device)
 
@@ -196,12 +196,13 @@ def _rescan(cost: Tensor, least: Tensor, neighbour: Tensor, stale: Tensor) -> No
 
 
 def _cut(samples: Samples, parent: Tensor, height: Tensor, gone: Tensor, rounds: Tensor) -> WardResult:
-    """The roots are the k highest entries, the later merger first on equal heights; the rest follow their parents."""
+    """The roots are the k highest entries, on equal heights the last mergers; the rest follow their parents."""
     b, n = parent.shape
     height = height if samples.valid is None else height.masked_fill(~samples.valid, -torch.inf)
-    later = torch.where(height == torch.inf, 2 * n, gone).sort(dim=1, descending=True, stable=True).indices
-    order = later.gather(1, height.gather(1, later).sort(dim=1, descending=True, stable=True).indices)
     index = torch.arange(n, device=parent.device).expand(b, n)
+    turn = torch.where(height == torch.inf, 2 * n, gone)
+    later = (turn * n + index).sort(dim=1, descending=True).indices
+    order = later.gather(1, height.gather(1, later).sort(dim=1, descending=True, stable=True).indices)
     place = torch.empty_like(order).scatter_(1, order, index)
     root = place < samples.k[:, None]
     owner = torch.where(root, index, parent)
@@ -210,4 +211,4 @@ def _cut(samples: Samples, parent: Tensor, height: Tensor, gone: Tensor, rounds:
     # A representative is the lowest token of its cluster: counting the roots numbers the clusters canonically.
     label = (root.cumsum(1) - 1).gather(1, owner)
     made = torch.where(root | (height == -torch.inf), torch.inf, height)
-    return WardResult(label, rounds, made.sort(dim=1).values[:, : n - 1])
+    return WardResult(label, rounds, made.sort(dim=1).values[:, : n - 1] * samples.scale[:, None])
