@@ -162,7 +162,7 @@ def test_image_folder_with_corrupt_images(checkpoint: Path, tmp_path: Path, caps
         (["--checkpoint", "no/such.safetensors"], "no checkpoint at"),
         (["--checkpoint", __file__], "not a complete safetensors file"),
         (["--output", __file__], "--output"),
-        (["--model", "no_such_model", "--checkpoint", __file__], "no_such_model"),
+        (["--model", "no_such_model"], "no_such_model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -445,7 +445,7 @@ def test_topk_by_hand():
 
 def test_uniform_is_splitmix64():
     # (1, -1) hashes 0x9E3779B97F4A7C15, the first state of SplitMix64 from seed 0; its published output is known.
-    assert reference.uniform(1, -1) == ((0xE220A8397B1DCDAF >> 11) + 0.5) / 2**53
+    assert reference.uniform(1, -1) == ((0xE220A8397B1DCDAF >> 12) + 0.5) / 2**52
     values = [reference.uniform(seed, i) for seed in range(40) for i in range(50)]
     assert min(values) > 0 and max(values) < 1 and len(set(values)) == 2000
     # Mean 1/2 within four standard errors, sqrt(1 / 12 / 2000) = 0.0065.

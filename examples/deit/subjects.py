@@ -86,8 +86,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read as a file of weights ({reason})") from None
+        # Not torch's own message: it advises to load the file unsafely.
+        raise CheckpointError(
+            f"{path} cannot be read as a file of weights ({type(error).__name__}); "
+            f"expected whole safetensors, or a torch file that holds tensors alone"
+        ) from None
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import ward_compiled
 from .samples import Samples
 
 MASS_FLOOR = 1e-6
@@ -104,14 +105,31 @@ def _nearest(cost: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return least, (tie.amin(1) ^ index).long()
 
 
+def _masses(samples: Samples) -> Tensor:
+    """Weights [B, N] of at least 1e-6 of the sample's largest; ones where there are none or all are 0."""
+    if samples.weight is None:
+        return samples.x.new_ones(samples.x.shape[:2])
+    floored = samples.weight.clamp(min=MASS_FLOOR)
+    return torch.where(samples.weight.amax(1, keepdim=True) > 0, floored, 1)
+
+
 def _ward_chunk(samples: Samples) -> WardResult:
+    wanted = torch.where(samples.finite, samples.n_valid - samples.k, 0)
+    if samples.x.device.type == "cpu" and ward_compiled.available():
+        gram = torch.bmm(samples.x, samples.x.mT)
+        tree = ward_compiled.merge_tree(gram, _masses(samples), samples.valid, wanted)
+    else:
+        tree = _merge_tree(samples, wanted)
+    return _cut(samples, *tree)
+
+
+def _merge_tree(samples: Samples, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `ward_compiled.merge_tree` returns, by operations on the whole chunk."""
     x = samples.x
     b, n, _ = x.shape
     device = x.device
     mass = x.new_ones(b, n + 1)
-    if samples.weight is not None:
-        floored = samples.weight.clamp(min=MASS_FLOOR)
-        mass[:, :n] = torch.where(samples.weight.amax(1, keepdim=True) > 0, floored, 1)
+    mass[:, :n] = _masses(samples)
     cost = merge_costs(x, mass[:, :n], samples.valid)
     index = torch.arange(n + 1, device=device).expand(b, n + 1)
     least, neighbour = (t.view(b, n + 1) for t in _nearest(cost.view(-1, n + 1), index.flatten()))
@@ -122,7 +140,6 @@ def _ward_chunk(samples: Samples) -> WardResult:
     height = torch.full((b, n + 1), torch.inf, dtype=x.dtype, device=device)
     below = torch.zeros_like(height)
     gone = torch.zeros(b, n + 1, dtype=torch.int64, device=device)
-    wanted = torch.where(samples.finite, samples.n_valid - samples.k, 0)
     limit = torch.where(wanted > 0, torch.inf, -torch.inf).to(x.dtype)
     rounds = torch.zeros(b, dtype=torch.int64, device=device)
 
@@ -145,7 +162,7 @@ def _ward_chunk(samples: Samples) -> WardResult:
         stale = merged.gather(1, neighbour) | (open_rows.any(1) & ~first.any(1))[:, None]
         least.masked_fill_(gone > 0, torch.inf)
         _rescan(cost, least, neighbour, stale & (gone == 0))
-    return _cut(samples, parent[:, :n], height[:, :n], gone[:, :n], rounds)
+    return parent[:, :n], height[:, :n], gone[:, :n], rounds
 
 
 def _merge(cost: Tensor, mass: Tensor, row: Tensor, i: Tensor, j: Tensor) -> None:

@@ -1,0 +1,70 @@
+"""What all tests share: the device, the backends, hypothesis' settings, and a switch for what takes long."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    # Triton reads this when a kernel is defined, so it comes before the first import of one.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The problems are small: more threads only wait for each other.
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+settings.register_profile(
+    "tpkernels",
+    deadline=None,
+    # Found examples are kept and replayed at a desk; in CI every run is the same.
+    derandomize=bool(os.environ.get("CI")),
+    max_examples=40,
+    print_blob=True,
+    # The backend is a fixture that all examples share on purpose.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("tpkernels")
+
+
+def _triton() -> object:
+    marks = [pytest.mark.gpu if CUDA else pytest.mark.interpreter]
+    if importlib.util.find_spec("triton") is None:
+        marks.append(pytest.mark.skip(reason="Triton has no wheel for this platform"))
+    return pytest.param("triton", marks=marks)
+
+
+@pytest.fixture(params=["torch", _triton()])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend by its name."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if CUDA else "cpu")
+
+
+@pytest.fixture
+def poisoned():
+    """Fills buffers that nobody has written yet with NaN and the largest integers."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="also run what takes many minutes in Triton's interpreter")
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> None:
+    """Skips a test that was not asked for by --thorough."""
+    if not request.config.getoption("--thorough"):
+        pytest.skip("takes many minutes: ask for it with --thorough")

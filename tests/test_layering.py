@@ -1,0 +1,201 @@
+"""Who may know whom, and that importing runs nothing."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "tpkernels"
+# Each room with the rooms that it may import besides itself; imports point one way.
+MAY_IMPORT = {
+    "kernels": set(),
+    "ops": {"kernels"},
+    "macs": set(),
+    "schedules": {"macs"},
+    "reference": set(),
+    "checks": {"ops"},
+    "functional": {"ops", "checks"},
+    "modules": {"ops", "checks", "functional", "schedules"},
+    "integrations": {"macs", "schedules", "checks", "functional", "modules"},
+    "env": {"ops"},
+    "__init__": {"macs", "schedules", "functional", "modules", "integrations"},
+}
+# Packages from elsewhere that a room may import; every room may import the standard library.
+FOREIGN = {"kernels": {"triton"}, "macs": set(), "schedules": set()}
+
+
+class Import(NamedTuple):
+    """One import statement: the file's room, what it names ("tpkernels.ops.ward", "torch"), and whether it runs at import."""
+
+    room: str
+    file: str
+    target: str
+    at_import: bool
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    relative = path.relative_to(PACKAGE)
+    package = ["tpkernels", *relative.parts[:-1]]
+
+    def walk(node: ast.AST, at_import: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            inside = at_import and not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            if isinstance(child, ast.Import):
+                targets = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                base = package[: len(package) - child.level + 1] if child.level else []
+                module = ".".join([*base, *([child.module] if child.module else [])])
+                # `from . import checks` and `from .ops import distances` name modules too.
+                targets = [f"{module}.{alias.name}" for alias in child.names]
+            else:
+                targets = []
+            for target in targets:
+                yield Import(room_of(path), str(relative), target, at_import)
+            yield from walk(child, inside)
+
+    yield from walk(ast.parse(path.read_text()), True)
+
+
+IMPORTS = [found for path in sorted(PACKAGE.rglob("*.py")) for found in imports_of(path)]
+
+
+def own(found: Import) -> str | None:
+    """The room that an import of the package names; None for other packages."""
+    parts = found.target.split(".")
+    if parts[0] != "tpkernels":
+        return None
+    assert len(parts) > 1, f"{found.file} imports the package itself"
+    return parts[1]
+
+
+def test_the_parser_sees_the_imports() -> None:
+    # The rules below hold for a list that is empty, too.
+    assert len(IMPORTS) > 80
+    assert {room_of(path) for path in PACKAGE.rglob("*.py")} == set(MAY_IMPORT)
+    files = {(found.file, own(found)) for found in IMPORTS}
+    assert ("functional.py", "ops") in files
+    assert ("ops/launch.py", "kernels") in files
+    assert ("modules.py", "schedules") in files
+    assert ("__init__.py", "integrations") in files
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_imports_point_one_way(room: str) -> None:
+    allowed = MAY_IMPORT[room] | {room}
+    wrong = [(f.file, f.target) for f in IMPORTS if f.room == room and own(f) not in {None, *allowed}]
+    assert not wrong
+
+
+def test_the_order_of_the_rooms_has_no_circle() -> None:
+    left = dict(MAY_IMPORT)
+    while left:
+        free = [room for room, needs in left.items() if not needs & set(left)]
+        assert free, f"{sorted(left)} import each other"
+        for room in free:
+            del left[room]
+
+
+def test_nothing_at_runtime_imports_the_reference() -> None:
+    assert not [f.file for f in IMPORTS if f.room != "reference" and own(f) == "reference"]
+
+
+def test_the_reference_imports_torch_alone() -> None:
+    foreign = {f.target.split(".")[0] for f in IMPORTS if f.room == "reference"}
+    assert foreign - set(sys.stdlib_module_names) == {"torch"}
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_packages_from_elsewhere(room: str) -> None:
+    allowed = FOREIGN.get(room, {"torch"})
+    names = {f.target.split(".")[0] for f in IMPORTS if f.room == room}
+    assert names - set(sys.stdlib_module_names) - {"tpkernels"} <= allowed
+
+
+def test_triton_is_imported_by_kernels_alone_and_kernels_only_at_a_launch() -> None:
+    triton = {f.room for f in IMPORTS if f.target.split(".")[0] == "triton"}
+    assert triton == {"kernels"}
+    early = [(f.file, f.target) for f in IMPORTS if f.room != "kernels" and own(f) == "kernels" and f.at_import]
+    assert not early
+
+
+INERT = """
+import builtins, os, random, sys, threading
+
+class Without:
+    # Finds what another finder finds, as if Triton were not installed.
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] == "triton" else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+BLOCKED = sys.argv[1] == "without-triton"
+if BLOCKED:
+    sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+import torch
+
+def forbidden(name):
+    def call(*args, **kwargs):
+        raise AssertionError(f"importing tpkernels called {name}")
+    return call
+
+for module, names in {
+    torch.cuda: ("is_available", "device_count", "_lazy_init", "init", "current_device", "get_device_properties",
+                 "get_device_capability", "is_initialized"),
+    torch: ("manual_seed", "set_num_threads", "set_default_dtype", "set_default_device", "set_float32_matmul_precision"),
+    builtins: ("print",),
+}.items():
+    for name in names:
+        setattr(module, name, forbidden(name))
+
+def tasks():
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
+
+environment, threads, native = dict(os.environ), threading.enumerate(), tasks()
+seed, state = random.getstate(), torch.get_rng_state().clone()
+loaded = set(sys.modules)
+import tpkernels
+
+assert dict(os.environ) == environment, "the environment changed"
+assert threading.enumerate() == threads and tasks() == native, "a thread was started"
+assert random.getstate() == seed and torch.equal(torch.get_rng_state(), state), "the global generator was used"
+fresh = {name for name in set(sys.modules) - loaded}
+assert not {name for name in fresh if name.split(".")[0] in ("triton", "timm", "transformers", "torchvision")}, fresh
+assert not {name for name in fresh if name.startswith("tpkernels.kernels")}, fresh
+if BLOCKED:
+    assert "triton" not in sys.modules
+    x = torch.randn(2, 8, 3)
+    assert tpkernels.kmeans(x, 3).assignment.shape == (2, 8)
+    assert tpkernels.TokenPool(0.5)(x).shape == (2, 5, 3)
+    try:
+        tpkernels.kmeans(x, 3, backend="triton")
+    except RuntimeError as error:
+        assert "Triton is not installed" in str(error), error
+    else:
+        raise AssertionError("backend='triton' ran without Triton")
+sys.stdout.write("inert")
+"""
+
+
+@pytest.mark.parametrize("triton", ["without-triton", "as-installed"])
+def test_importing_runs_nothing(triton: str) -> None:
+    if triton == "as-installed" and importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(PACKAGE.parent)
+    done = subprocess.run([sys.executable, "-c", INERT, triton], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "inert"
