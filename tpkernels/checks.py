@@ -100,6 +100,46 @@ def count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def integer(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def grid_size(value: tuple[int, int] | None) -> None:
+    """value is None or (rows, columns), both at least 1."""
+    if value is None:
+        return
+    pair = value if isinstance(value, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in pair):
+        raise ValueError(f"grid_size must be (rows, columns), both at least 1, got {value!r}")
+
+
+def metric(value: Tensor | None, x: Tensor) -> None:
+    """value is None or a float tensor [B, N, M]."""
+    if value is None:
+        return
+    tokens(value, "metric")
+    if value.shape[:2] != x.shape[:2]:
+        raise ValueError(f"metric must have shape [{x.shape[0]}, {x.shape[1]}, M] to fit x, got {_shape(value)}")
+    same_device("metric", value, x)
+
+
+def heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """q, k [B, H, N, d] and v [B, H, N, e] are float tensors of one dtype and device."""
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        _tensor(name, value)
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.dim() != 4:
+            raise ValueError(f"{name} must have shape [B, H, N, d], got {_shape(value)}")
+        if value.shape[:3] != q.shape[:3] or (name == "k" and value.shape != q.shape):
+            raise ValueError(f"{name} must have the shape of q {_shape(q)}, got {_shape(value)}")
+        if value.dtype != q.dtype:
+            raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {value.dtype}")
+        if value.device != q.device:
+            raise ValueError(f"{name} must be on the device of q, {q.device}, got {value.device}")
+
+
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:

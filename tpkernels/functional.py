@@ -259,15 +259,7 @@ def attention(
         What `scaled_dot_product_attention` returns, [B, H, N, d], and the significance [B, N] in float32,
         `sum over heads and valid queries i of size_i softmax_ij`, without gradient.
     """
-    for name, value in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point tensor [B, H, N, d], got {_describe(value)}")
-        if value.shape != q.shape and not (name == "v" and value.shape[:3] == q.shape[:3]):
-            raise ValueError(f"{name} must have the shape of q {list(q.shape)}, got {list(value.shape)}")
+    checks.heads(q, k, v)
     checks.per_token("key_size", key_size, q[:, 0])
     checks.mask(mask, q[:, 0])
     return attention_torch(q, k, v, key_size=key_size, mask=mask, scale=scale)
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

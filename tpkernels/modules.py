@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,8 @@ class TokenPool(nn.Module):
         checks.one_of("output", output, OUTPUTS)
         checks.count("max_iter", max_iter, 0)
         checks.count("num_prefix_tokens", num_prefix_tokens, 0)
+        checks.grid_size(grid_size)
+        checks.integer("seed", seed)
         checks.one_of("backend", backend, BACKENDS)
         self.keep = keep
         self.method = method
@@ -138,8 +141,10 @@ class TokenPool(nn.Module):
         checks.per_token("significance", significance, x)
         checks.per_token("sizes", sizes, x)
         checks.mask(mask, x)
-        if metric is not None and (metric.dim() != 3 or metric.shape[:2] != x.shape[:2]):
-            raise ValueError(f"metric must have shape {[*x.shape[:2], 'M']}, got {list(metric.shape)}")
+        checks.metric(metric, x)
+        n = max(x.shape[1] - self.num_prefix_tokens, 0)
+        if self.method == "grid" and self.grid_size is not None and n not in (0, math.prod(self.grid_size)):
+            raise ValueError(f"grid_size must cover the {n} patch tokens of x, got {self.grid_size}")
         if self.needs_significance and significance is None:
             raise ValueError(
                 f"significance must be given for {self!r}: the attention that each token received [B, N], "

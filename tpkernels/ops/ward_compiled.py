@@ -1,7 +1,8 @@
 """Ward's rounds as a compiled loop over one sample at a time, for CPUs where numba is installed.
 
-The same algorithm as the torch twin in `ward.py`: rounds of mutual nearest neighbours, ties by (cost, i XOR j), neighbours
-looked for anew only where they merged. The pairs of a round merge one after the other here, which differs in rounding.
+The same algorithm as the torch twin in `ward.py`: rounds of mutual nearest neighbours, ties by (cost, i XOR j),
+neighbours looked for anew only where they merged. The pairs of a round merge one after the other here, which differs in
+rounding.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,7 +55,7 @@ def merge_tree(
     else:
         # The kernel holds no lock: plain threads share the samples, in any process and under any other pool.
         with ThreadPoolExecutor(workers) as pool:
-            for job in [pool.submit(kernel, *columns, i, j) for i, j in zip(bounds, bounds[1:], strict=False)]:
+            for job in [pool.submit(kernel, *columns, i, j) for i, j in pairwise(bounds)]:
                 job.result()
     return parent, height, turn, rounds
 
