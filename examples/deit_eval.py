@@ -29,6 +29,8 @@ from deit.rows import Row, build_rows, tokens_per_block
 from deit.subjects import Subject, check_classes, load_small, load_timm
 from tqdm import tqdm
 
+import tpkernels
+
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "weights" / "deit_fashion.safetensors"
 DATA = HERE / "data" / "fashion-mnist-test-2000"
@@ -110,7 +112,7 @@ def describe(
         "dtype": args.dtype,
         "batch": str(args.batch_size),
         "device": f"{world.device}, {hardware}, {world.size} process(es), {'compiled' if args.compile else 'eager'}",
-        "torch": torch.__version__,
+        "versions": f"torch {torch.__version__}, tpkernels {tpkernels.__version__}",
         "patch tokens": " -> ".join(map(str, counts)) + where,
     }
 

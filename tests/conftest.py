@@ -14,8 +14,8 @@ if not CUDA:
     # Triton reads this when a kernel is defined, so it comes before the first import of one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The problems are small: more threads only wait for each other.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# The problems are small: threads would wait for each other longer than they compute.
+torch.set_num_threads(1)
 
 settings.register_profile(
     "tpkernels",

@@ -12,7 +12,7 @@ from .ops import distances, pooling
 from .ops.attention import attention_torch
 from .ops.cluster import cluster
 from .ops.mean import cluster_mean as _cluster_mean
-from .ops.samples import compute_dtype
+from .ops.precision import compute_dtype
 
 # Beyond so many tokens Ward's N x N costs are too many.
 WARD_TOKENS = 4096

@@ -16,6 +16,7 @@ from .ops.cluster import METHODS as CLUSTERERS
 from .ops.cluster import cluster
 from .ops.distances import objective
 from .ops.mean import cluster_mean
+from .ops.precision import full_precision
 from .ops.samples import prepare, segment_sum, settle
 from .schedules import tokens_kept
 
@@ -197,7 +198,8 @@ class TokenPool(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Tokens [B, K, D], labels [B, N], medoids and n_iter of the patch tokens."""
         if self.method not in CLUSTERERS:
-            label = self._baseline(x, score, size, mask, metric, k)
+            with full_precision(x):
+                label = self._baseline(x, score, size, mask, metric, k)
             k = min(k, x.shape[1])
             return cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean")), label, None, None
         n = x.shape[1]

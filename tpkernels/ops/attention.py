@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .samples import compute_dtype
+from .precision import compute_dtype, full_precision
 
 # Probabilities that exist at a time: few enough for a CPU's cache; more under a compiler, which unrolls the loop.
 _EAGER_ELEMENTS = 1 << 19
@@ -46,7 +46,7 @@ def attention_torch(
         # Padding may hold NaN, which times a probability of 0 would stay NaN.
         q, k, v = (tensor.masked_fill(~mask[:, None, :, None], 0) for tensor in (q, k, v))
     # Autocast would take the products back to half precision.
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q):
         scaled = (q.to(dtype) * (d**-0.5 if scale is None else scale)).reshape(b * h, n, d)
         keys = k.to(dtype).reshape(b * h, n, d).transpose(1, 2)
         values = v.to(dtype).reshape(b * h, n, v.shape[3])

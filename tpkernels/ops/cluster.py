@@ -12,6 +12,7 @@ from .distances import objective
 from .lloyd import kmeans, kmedoids
 from .mean import cluster_mean_backward
 from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
+from .precision import full_precision
 from .samples import Samples, canonical_order, members_of, only_valid, prepare, renumber, segment_min, settle
 from .starts import STARTS, labels_of
 from .ward import ward
@@ -52,8 +53,24 @@ def cluster(
         loss [B] (of "center", else [0]), n_iter [B], merge_heights [B, N - 1] ([B, 0] but for Ward).
     """
     k = min(k, x.shape[1])
-    if backend == "triton":
-        return launch.cluster(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
+    with full_precision(x):
+        run = launch.cluster if backend == "triton" else _cluster_torch
+        return run(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
+
+
+def _cluster_torch(
+    x: Tensor,
+    weight: Tensor | None,
+    pool_weight: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    k: int,
+    method: str,
+    init: str,
+    output: str,
+    max_iter: int,
+) -> Results:
+    """The torch twin; arguments and results are those of `cluster`, with k <= N."""
     samples = prepare(x, weight, mask, k)
     nothing = samples.rank.new_empty(x.shape[0], 0)
     if 0 in (x.shape[0], x.shape[1]):

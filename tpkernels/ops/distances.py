@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .lloyd import nearest
-from .samples import compute_dtype, of_cluster
+from .precision import compute_dtype, full_precision
+from .samples import of_cluster
 
 
 def pairwise_sqdist(x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -19,13 +20,13 @@ def pairwise_sqdist(x: Tensor, y: Tensor | None = None) -> Tensor:
     x = x.to(dtype)
     offset = x.mean(1, keepdim=True).detach() if x.shape[1] else x.new_zeros(x.shape[0], 1, x.shape[2])
     a = x - offset
+    c = a if y is None else y.to(dtype) - offset
+    with full_precision(x):
+        gram = torch.bmm(a, c.mT)
     if y is None:
-        gram = torch.bmm(a, a.mT)
         norm = gram.diagonal(dim1=1, dim2=2)
         sqdist = (norm[:, :, None] + norm[:, None, :] - gram - gram.mT).clamp(min=0)
         return sqdist * (1 - torch.eye(x.shape[1], dtype=dtype, device=x.device))
-    c = y.to(dtype) - offset
-    gram = torch.bmm(a, c.mT)
     return (a.square().sum(-1)[:, :, None] + c.square().sum(-1)[:, None, :] - 2 * gram).clamp(min=0)
 
 
@@ -37,7 +38,8 @@ def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
     offset = centers.mean(1, keepdim=True)
     dead = torch.zeros(centers.shape[:2], dtype=torch.bool, device=x.device)
-    label = nearest(x - offset, centers - offset, dead)
+    with full_precision(x):
+        label = nearest(x - offset, centers - offset, dead)
     return label if mask is None else label.masked_fill(~mask, -1)
 
 

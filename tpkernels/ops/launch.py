@@ -14,6 +14,8 @@ from .samples import prepare
 from .starts import STARTS, labels_of
 from .ward import ward
 
+# What the resident programs may hold together, whatever the batch.
+SCRATCH_BYTES = 256 << 20
 OUTPUT_CODES = {"center": 0, "mean": 1, "medoid": 2}
 
 
@@ -21,11 +23,15 @@ def _on_device(x: Tensor) -> AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _programs(x: Tensor) -> int:
-    """Resident programs: two a multiprocessor. Off the GPU two, so that tests walk the persistent loop."""
+def _programs(x: Tensor, floats: int) -> int:
+    """Resident programs: two a multiprocessor, and no more than their scratch has room for.
+
+    Off the GPU two, so that tests walk the persistent loop.
+    """
     if not x.is_cuda:
         return 2
-    return 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
+    most = 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
+    return max(1, min(most, SCRATCH_BYTES // (4 * floats)))
 
 
 def _precision(x: Tensor) -> str:
@@ -88,9 +94,9 @@ def cluster(
     np2, kp2 = _power_of_two(n, 16), _power_of_two(k, 16)
     tile = min(64 if not x.is_cuda else 32, np2, kp2)
     block_d = 64 if not x.is_cuda else 32
-    programs = min(b, _programs(x))
     floats = np2 * np2 + 3 * np2 + kp2 + -(-d // block_d) * block_d + (0 if medoids else kp2 * np2)
     ints = 3 * np2 + 4 * kp2 + (max_iter + 1) * np2
+    programs = min(b, _programs(x, floats))
     scratch = torch.empty(programs * floats, dtype=torch.float32, device=x.device)
     counters = torch.empty(programs * ints, dtype=torch.int32, device=x.device)
     flags = None if mask is None else mask.view(torch.uint8)

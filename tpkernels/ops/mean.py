@@ -9,14 +9,16 @@ from torch import Tensor
 
 from . import launch
 from .pooling import cluster_mean as cluster_mean_torch
-from .samples import compute_dtype, member_weight, of_cluster
+from .precision import compute_dtype, full_precision
+from .samples import member_weight, of_cluster
 
 
 @torch.library.custom_op("tpkernels::cluster_mean", mutates_args=())
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> Tensor:
     if backend == "triton":
         return launch.cluster_mean(x, label, k, weight)
-    return cluster_mean_torch(x, label, k, weight)
+    with full_precision(x):
+        return cluster_mean_torch(x, label, k, weight)
 
 
 @cluster_mean.register_fake
@@ -31,7 +33,8 @@ def cluster_mean_backward(
     """Gradients of `mean = cluster_mean(x, label, k, weight)` to x and, where x and mean are given, to weight."""
     if backend == "triton":
         return launch.cluster_mean_backward(grad, label, x, mean, weight)
-    return mean_backward_torch(grad, label, x, mean, weight)
+    with full_precision(grad):
+        return mean_backward_torch(grad, label, x, mean, weight)
 
 
 @cluster_mean_backward.register_fake

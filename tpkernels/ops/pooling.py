@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .samples import compute_dtype, member_weight, of_cluster, segment_min, segment_sum
+from .precision import compute_dtype
+from .samples import member_weight, of_cluster, segment_min, segment_sum
 
 # Members whose costs differ by rounding alone are tied. Two members always are: rounding must not choose.
 TIE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}

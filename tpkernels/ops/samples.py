@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .precision import compute_dtype
+
 
 class Samples(NamedTuple):
     """Tokens and weights that are safe to compute with.
@@ -35,11 +37,6 @@ class Samples(NamedTuple):
     def part(self, start: int, stop: int) -> Samples:
         """Samples start..stop-1 of the batch."""
         return Samples._make(None if field is None else field[start:stop] for field in self)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """float64 stays float64, every other type computes in float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
