@@ -35,6 +35,7 @@ def _versions() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} ({platform.python_implementation()})"),
         ("torch", torch.__version__),
         ("triton", _installed("triton") + interpreter),
+        ("numba", _installed("numba")),
         ("cuda", torch.version.cuda or "not in this build of torch"),
         ("hip", torch.version.hip or "not in this build of torch"),
         ("platform", platform.platform()),

@@ -8,6 +8,8 @@ import os
 
 import torch
 
+from . import ward_compiled
+
 BACKENDS = ("auto", "torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # One program holds a row of so many clusters or channels at a time; see kernels/resident.py.
@@ -48,6 +50,14 @@ def why_not_triton(device_type: str, dtype: torch.dtype, d: int, n: int, method:
 def explain_backend(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> tuple[str, str]:
     """What `backend="auto"` takes for such tensors, and the reason."""
     if device_type == "cpu":
-        return "torch", "the torch backend is the fast one on a CPU"
+        reason = "the torch backend is the fast one on a CPU"
+        if method == "ward":
+            loop = (
+                "its rounds run as numba's compiled loop"
+                if ward_compiled.available()
+                else "faster with numba installed"
+            )
+            reason = f"{reason}; {loop}"
+        return "torch", reason
     reason = why_not_triton(device_type, dtype, d, n, method)
     return ("triton", "the kernels take this call") if reason is None else ("torch", reason)
