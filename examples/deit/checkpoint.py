@@ -25,6 +25,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` on a temporary file beside `path`, then renames it: a kill or a full disk leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # A temporary file is its owner's alone; the finished one has what the user's umask allows.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.fchmod(handle, 0o666 & ~umask)
     os.close(handle)
     temporary = Path(name)
     try:
