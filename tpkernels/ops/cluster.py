@@ -13,8 +13,8 @@ from .lloyd import kmeans, kmedoids
 from .mean import cluster_mean_backward
 from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
 from .precision import full_precision
-from .samples import Samples, canonical_order, members_of, only_valid, prepare, renumber, segment_min, settle
-from .starts import STARTS, labels_of
+from .samples import canonical_order, members_of, only_valid, prepare, renumber, segment_min, settle
+from .starts import start_labels
 from .ward import ward
 
 METHODS = ("ward", "kmeans", "kmedoids")
@@ -95,7 +95,7 @@ def _cluster_torch(
         source = label
     else:
         loop = {"kmeans": kmeans, "kmedoids": kmedoids}[method]
-        end = loop(samples, start_labels(samples, start, k, init), k, max_iter)
+        end = loop(samples, start_labels(samples, k, init, start), k, max_iter)
         n_iter = torch.where(samples.plain, 0, end.n_iter)
         order = canonical_order(end.label, k)
         label, source = renumber(end.label, order), renumber(end.source, order)
@@ -130,16 +130,6 @@ def _cluster_torch(
 
 def _has_medoids(method: str, output: str) -> bool:
     return method == "kmedoids" or output == "medoid"
-
-
-def start_labels(samples: Samples, start: Tensor | None, k: int, init: str) -> Tensor:
-    """Labels [B, N] that a loop starts from: Ward's clusters, or single tokens."""
-    if init == "ward":
-        return only_valid(samples, ward(samples, k).label)
-    indices = start if init == "given" else STARTS[init](samples, k)
-    if indices is None:
-        raise ValueError('start must be given with init="given"')
-    return labels_of(indices[:, :k], samples.x.shape[1], samples.k)
 
 
 @cluster.register_fake

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .samples import prepare
-from .starts import STARTS, labels_of
-from .ward import ward
+from .starts import start_labels
 
 # What the resident programs may hold together, whatever the batch.
 SCRATCH_BYTES = 256 << 20
@@ -43,17 +42,6 @@ def _precision(x: Tensor) -> str:
 
 def _power_of_two(n: int, least: int) -> int:
     return max(least, 1 << (n - 1).bit_length())
-
-
-def _start(x: Tensor, weight: Tensor | None, mask: Tensor | None, start: Tensor | None, k: int, init: str) -> Tensor:
-    """Labels [B, N] of a start that the kernel does not choose itself."""
-    samples = prepare(x, weight, mask, k)
-    if init == "ward":
-        return ward(samples, k).label
-    indices = start if init == "given" else STARTS[init](samples, k)
-    if indices is None:
-        raise ValueError('start must be given with init="given"')
-    return labels_of(indices[:, :k], x.shape[1], samples.k)
 
 
 def _strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
@@ -90,7 +78,10 @@ def cluster(
         loss.zero_()
         return *results, heights
 
-    labels = None if init == "topk" else _start(x, weight, mask, start, k, init).contiguous()
+    # The kernel chooses the paper's start itself.
+    labels = None
+    if init != "topk":
+        labels = start_labels(prepare(x, weight, mask, k), k, init, start).contiguous()
     np2, kp2 = _power_of_two(n, 16), _power_of_two(k, 16)
     tile = min(64 if not x.is_cuda else 32, np2, kp2)
     block_d = 64 if not x.is_cuda else 32

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .samples import Samples
+from .samples import Samples, only_valid
+from .ward import ward
 
 
 def labels_of(indices: Tensor, n: int, k: Tensor) -> Tensor:
@@ -82,3 +83,13 @@ def farthest(samples: Samples, k: int) -> Tensor:
 
 
 STARTS = {"topk": topk, "strided": strided, "farthest": farthest}
+
+
+def start_labels(samples: Samples, k: int, init: str, given: Tensor | None) -> Tensor:
+    """Labels [B, N] that a loop starts from: Ward's clusters, or single tokens; `given` [B, K] where init is "given"."""
+    if init == "ward":
+        return only_valid(samples, ward(samples, k).label)
+    indices = given if init == "given" else STARTS[init](samples, k)
+    if indices is None:
+        raise ValueError('start must be given with init="given"')
+    return labels_of(indices[:, :k], samples.x.shape[1], samples.k)
