@@ -86,7 +86,7 @@ STARTS = {"topk": topk, "strided": strided, "farthest": farthest}
 
 
 def start_labels(samples: Samples, k: int, init: str, given: Tensor | None) -> Tensor:
-    """Labels [B, N] that a loop starts from: Ward's clusters, or single tokens; `given` [B, K] where init is "given"."""
+    """Labels [B, N] that a loop starts from: Ward's clusters, or single tokens; `given` [B, K] for "given"."""
     if init == "ward":
         return only_valid(samples, ward(samples, k).label)
     indices = given if init == "given" else STARTS[init](samples, k)
