@@ -36,6 +36,11 @@ def problem_of(index: int, small: int) -> Problem:
     return numbered(index, SAMPLES, small=small)
 
 
+def problem_has_duplicates(index: int) -> bool:
+    x = problem_of(index, 4).x
+    return any(len(sample.unique(dim=0)) < len(sample) for sample in x)
+
+
 def run(
     method: str, problem: Problem, init: str | Tensor, max_iter: int, backend: str, device: torch.device
 ) -> Clusters:
@@ -65,15 +70,14 @@ def assert_state(x: Tensor, found: Clusters, weight: Tensor | None) -> None:
 
 def assert_means(x: Tensor, weight: Tensor | None, before: Clusters, after: Clusters) -> None:
     """The centres of `after` are those that the reference makes of the assignment of `before`."""
-    assert_centers(x, after.centers, reference.update_means(x, before.assignment, before.centers, weight))
+    assert same_centers(x, after.centers, reference.update_means(x, before.assignment, before.centers, weight))
 
 
-def assert_centers(x: Tensor, found: Tensor, expected: Tensor) -> None:
+def same_centers(x: Tensor, found: Tensor, expected: Tensor) -> bool:
     """The same centres of a sample x, in any order: equal tokens may start each other's empty clusters."""
     sqdist = reference.pairwise_sqdist(expected, found.double())
     limit = x.shape[1] * (TOLERANCES[x.dtype].value * float(x.double().abs().max())) ** 2
-    assert float(sqdist.amin(1).max()) <= limit
-    assert float(sqdist.amin(0).max()) <= limit
+    return float(sqdist.amin(1).max()) <= limit and float(sqdist.amin(0).max()) <= limit
 
 
 def assert_chain(problem: Problem, start: Tensor, states: list[Clusters], b: int) -> None:
@@ -82,7 +86,7 @@ def assert_chain(problem: Problem, start: Tensor, states: list[Clusters], b: int
     steps = [pick(state, b) for state in states]
     assert steps[0].n_iter == 0
     if steps[0].medoids is None:
-        assert_centers(x, steps[0].centers, x[start[b]].double())
+        assert same_centers(x, steps[0].centers, x[start[b]].double())
     else:
         assert steps[0].medoids.sort().values.tolist() == start[b].sort().values.tolist()
     assert_state(x, steps[0], weight)
@@ -147,7 +151,7 @@ def by_state(problem: Problem, start: Tensor, index: int) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.interpreter
 def test_a_kmedoids_step_of_1000_problems_in_triton(device: torch.device, poisoned: None) -> None:
-    """One launch a problem: (assign, update, assign) from a state of the reference's, which also says what it should be.
+    """One launch a problem: (assign, update, assign) from a state of the reference's, which says what it should be.
 
     A medoid's regret is taken in the reference's clusters; where a tie made them others, in those of a launch without
     the update.
@@ -190,10 +194,10 @@ def test_kmeans_of_1000_problems_in_triton(device: torch.device, poisoned: None)
             x, weight = problem.x[b], None if problem.weight is None else problem.weight[b]
             step, expected = pick(found, b), reference_state("kmeans", problem, start, b, updates)
             assert_state(x, step, weight)
-            if torch.equal(step.assignment, expected.assignment):
-                assert_centers(x, step.centers, expected.centers)
-                assert step.n_iter == expected.n_iter
-            else:
+            same = torch.equal(step.assignment, expected.assignment) and step.n_iter == expected.n_iter
+            if not same or not same_centers(x, step.centers, expected.centers):
+                # Equal tokens are equal centres, and rounding takes the one or the other.
+                assert problem_has_duplicates(index), f"problem {index}, sample {b}"
                 other.append(b)
         if other:
             ties += len(other)
@@ -270,9 +274,7 @@ def test_the_starts_are_the_references(method: str, backend: str, device: torch.
         for init in INITS:
             found = run(method, problem, init, 0, backend, device)
             for b in range(2):
-                expected = getattr(reference, method)(
-                    problem.x[b], 6, problem.weight[b], init=init, max_iter=0
-                )
+                expected = getattr(reference, method)(problem.x[b], 6, problem.weight[b], init=init, max_iter=0)
                 assert_values(found.centers[b], expected.centers)
                 assert torch.equal(found.assignment[b], expected.assignment)
 

@@ -1,4 +1,4 @@
-"""The public face: names, signatures, fields and docstrings that users build on. A change here breaks someone's code."""
+"""The public face: names, signatures, fields and docstrings that users build on."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SIGNATURES = {
     "unpool": "(y, assignment)",
     "chamfer_loss": "(x, centers, weight=None)",
     "attention": "(q, k, v, *, key_size=None, mask=None, scale=None)",
-    "patch": "(model, keep=None, *, layers=None, budget=None, method='ward', init='ward', output='mean', weighted=None, "
-    "proportional=True, max_iter=5, seed=0, backend='auto')",
+    "patch": "(model, keep=None, *, layers=None, budget=None, method='ward', init='ward', output='mean', "
+    "weighted=None, proportional=True, max_iter=5, seed=0, backend='auto')",
     "unpatch": "(model)",
     "schedule_of": "(model)",
     "count_macs": "(model_or_shape, schedule=None, *, method='ward', init='ward', max_iter=5)",
@@ -98,7 +98,9 @@ def test_all_is_sorted_complete_and_true() -> None:
     bound = {
         name
         for name, value in vars(tpkernels).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType) and value.__module__ != "importlib.metadata"
+        if not name.startswith("_")
+        and not isinstance(value, types.ModuleType)
+        and value.__module__ != "importlib.metadata"
     }
     # What the package binds besides its rooms is public, and nothing that is public is missing.
     assert bound - {"PackageNotFoundError", "version"} == set(tpkernels.__all__)

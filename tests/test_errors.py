@@ -70,13 +70,17 @@ CASES = [
     *every_clusterer("weight-batch", ValueError, ("^weight", r"\[2, 6\]", r"got \[1, 6\]"), weight=ONES[:1]),
     *every_clusterer("weight-integer", TypeError, ("^weight", "floating-point", "torch.int64"), weight=integer(2, 6)),
     *every_clusterer("weight-list", TypeError, ("^weight", "torch.Tensor", "list"), weight=[1.0]),
-    *every_clusterer("weight-negative", ValueError, ("^weight", "negative", r"-0\.25"), weight=ONES - 1.25 * (X[..., 0] > 0)),
+    *every_clusterer(
+        "weight-negative", ValueError, ("^weight", "negative", r"-0\.25"), weight=ONES - 1.25 * (X[..., 0] > 0)
+    ),
     *every_clusterer("mask-float", TypeError, ("^mask", "bool", "torch.float32"), mask=ONES),
     *every_clusterer("mask-integer", TypeError, ("^mask", "bool", "torch.int64"), mask=LABEL),
     *every_clusterer("mask-shape", ValueError, ("^mask", r"\[2, 6\]", r"\[2, 4\]"), mask=MASK[:, :4]),
     *every_clusterer("mask-none-tensor", TypeError, ("^mask", "torch.Tensor", "list"), mask=[True]),
     *every_clusterer("backend", ValueError, ("^backend", "auto", "torch", "triton", "'cuda'"), backend="cuda"),
-    *every_clusterer("init-name", ValueError, ("^init", "ward", "topk", "farthest", "strided", "k-means"), init="k-means"),
+    *every_clusterer(
+        "init-name", ValueError, ("^init", "ward", "topk", "farthest", "strided", "k-means"), init="k-means"
+    ),
     *every_clusterer("init-none", ValueError, ("^init", "ward", "topk", "None"), init=None),
     *every_clusterer("init-float", TypeError, ("^init", "int64", "torch.float32"), init=torch.zeros(3)),
     *every_clusterer("init-bool", TypeError, ("^init", "int64", "torch.bool"), init=torch.tensor([True, False, True])),
@@ -86,7 +90,11 @@ CASES = [
     *every_clusterer("init-above", ValueError, ("^init", r"0\.\.5", r"1\.\.6"), init=torch.tensor([1, 6, 2])),
     *every_clusterer("init-below", ValueError, ("^init", r"0\.\.5", r"-1\.\.4"), init=torch.tensor([4, -1, 2])),
     *every_clusterer(
-        "init-masked", ValueError, ("^init", "mask"), init=torch.tensor([0, 4, 5]), mask=torch.arange(6).expand(2, 6) < 5
+        "init-masked",
+        ValueError,
+        ("^init", "mask"),
+        init=torch.tensor([0, 4, 5]),
+        mask=torch.arange(6).expand(2, 6) < 5,
     ),
     *every_clusterer("max_iter-negative", ValueError, ("^max_iter", "at least 0", "-1"), max_iter=-1),
     *every_clusterer("max_iter-float", TypeError, ("^max_iter", r"\bint\b", "float"), max_iter=2.5),
@@ -111,7 +119,9 @@ CASES = [
     ),
     Case("sqdist-x", lambda: pairwise_sqdist(X[0]), ValueError, (r"^x\b", r"\[B, N, D\]", r"\[6, 3\]")),
     Case("sqdist-y-rank", lambda: pairwise_sqdist(X, X[0]), ValueError, (r"^y\b", r"\[B, N, D\]", r"\[6, 3\]")),
-    Case("sqdist-y-width", lambda: pairwise_sqdist(X, X[..., :2]), ValueError, (r"^y\b", r"\[2, M, 3\]", r"\[2, 6, 2\]")),
+    Case(
+        "sqdist-y-width", lambda: pairwise_sqdist(X, X[..., :2]), ValueError, (r"^y\b", r"\[2, M, 3\]", r"\[2, 6, 2\]")
+    ),
     Case("sqdist-y-batch", lambda: pairwise_sqdist(X, X[:1]), ValueError, (r"^y\b", r"\[2, M, 3\]", r"\[1, 6, 3\]")),
     Case("sqdist-y-integer", lambda: pairwise_sqdist(X, integer(2, 4, 3)), TypeError, (r"^y\b", "floating", "int64")),
     Case("assign-centers", lambda: assign(X, CENTERS[0]), ValueError, ("^centers", r"\[B, N, D\]", r"\[4, 3\]")),
@@ -128,13 +138,30 @@ CASES = [
             Case(f"{f.__name__}-x", lambda f=f: f(X[0], LABEL, 2), ValueError, (r"^x\b", r"\[B, N, D\]", r"\[6, 3\]")),
             Case(f"{f.__name__}-dtype", lambda f=f: f(X, LABEL.int(), 2), TypeError, ("^assignment", "int64", "int32")),
             Case(f"{f.__name__}-list", lambda f=f: f(X, [0], 2), TypeError, ("^assignment", "torch.Tensor", "list")),
-            Case(f"{f.__name__}-shape", lambda f=f: f(X, LABEL[:, :5], 2), ValueError, ("^assignment", r"\[2, 6\]", r"\[2, 5\]")),
-            Case(f"{f.__name__}-above", lambda f=f: f(X, LABEL + 2, 2), ValueError, ("^assignment", r"-1\.\.1", r"2\.\.2")),
-            Case(f"{f.__name__}-below", lambda f=f: f(X, LABEL - 2, 2), ValueError, ("^assignment", r"-1\.\.1", r"-2\.\.-2")),
+            Case(
+                f"{f.__name__}-shape",
+                lambda f=f: f(X, LABEL[:, :5], 2),
+                ValueError,
+                ("^assignment", r"\[2, 6\]", r"\[2, 5\]"),
+            ),
+            Case(
+                f"{f.__name__}-above",
+                lambda f=f: f(X, LABEL + 2, 2),
+                ValueError,
+                ("^assignment", r"-1\.\.1", r"2\.\.2"),
+            ),
+            Case(
+                f"{f.__name__}-below",
+                lambda f=f: f(X, LABEL - 2, 2),
+                ValueError,
+                ("^assignment", r"-1\.\.1", r"-2\.\.-2"),
+            ),
             Case(f"{f.__name__}-k", lambda f=f: f(X, LABEL, 0), ValueError, (r"^k\b", "at least 1", "got 0")),
             Case(f"{f.__name__}-bool", lambda f=f: f(X, LABEL, True), TypeError, (r"^k\b", "int", "bool")),
             Case(f"{f.__name__}-weight", lambda f=f: f(X, LABEL, 2, -ONES), ValueError, ("^weight", "negative", "-1")),
-            Case(f"{f.__name__}-weight-shape", lambda f=f: f(X, LABEL, 2, ONES[0]), ValueError, ("^weight", r"\[2, 6\]")),
+            Case(
+                f"{f.__name__}-weight-shape", lambda f=f: f(X, LABEL, 2, ONES[0]), ValueError, ("^weight", r"\[2, 6\]")
+            ),
         )
     ),
     Case("unpool-y", lambda: unpool(X[0], LABEL), ValueError, (r"^y\b", r"\[B, N, D\]|\[B, K, D\]", r"\[6, 3\]")),
@@ -195,7 +222,12 @@ CASES = [
         (r"^k\b", "float32", "float64"),
     ),
     *(
-        Case(f"pool-keep-{keep}", lambda keep=keep: TokenPool(keep), error, ("^keep", "ratio", r"\(0, 1\]", "count", repr(keep)))
+        Case(
+            f"pool-keep-{keep}",
+            lambda keep=keep: TokenPool(keep),
+            error,
+            ("^keep", "ratio", r"\(0, 1\]", "count", repr(keep)),
+        )
         for keep, error in (
             (0.0, ValueError),
             (-0.5, ValueError),
@@ -214,14 +246,39 @@ CASES = [
         ValueError,
         ("^method", "ward", "kmeans", "kmedoids", "topk", "importance", "random", "grid", "bipartite", "'dbscan'"),
     ),
-    Case("pool-init", lambda: TokenPool(0.5, "kmeans", init="k-means++"), ValueError, ("^init", "ward", "topk", r"k-means\+\+")),
+    Case(
+        "pool-init",
+        lambda: TokenPool(0.5, "kmeans", init="k-means++"),
+        ValueError,
+        ("^init", "ward", "topk", r"k-means\+\+"),
+    ),
     Case("pool-output", lambda: TokenPool(0.5, output="median"), ValueError, ("^output", "mean", "medoid", "'median'")),
-    Case("pool-backend", lambda: TokenPool(0.5, backend="gpu"), ValueError, ("^backend", "auto", "torch", "triton", "'gpu'")),
+    Case(
+        "pool-backend",
+        lambda: TokenPool(0.5, backend="gpu"),
+        ValueError,
+        ("^backend", "auto", "torch", "triton", "'gpu'"),
+    ),
     Case("pool-max_iter", lambda: TokenPool(0.5, max_iter=-1), ValueError, ("^max_iter", "at least 0", "-1")),
-    Case("pool-prefix", lambda: TokenPool(0.5, num_prefix_tokens=-1), ValueError, ("^num_prefix_tokens", "at least 0", "-1")),
-    Case("pool-prefix-float", lambda: TokenPool(0.5, num_prefix_tokens=1.0), TypeError, ("^num_prefix_tokens", "int", "float")),
+    Case(
+        "pool-prefix",
+        lambda: TokenPool(0.5, num_prefix_tokens=-1),
+        ValueError,
+        ("^num_prefix_tokens", "at least 0", "-1"),
+    ),
+    Case(
+        "pool-prefix-float",
+        lambda: TokenPool(0.5, num_prefix_tokens=1.0),
+        TypeError,
+        ("^num_prefix_tokens", "int", "float"),
+    ),
     Case("pool-seed", lambda: TokenPool(0.5, "random", seed="zero"), TypeError, ("^seed", r"\bint\b", "str")),
-    Case("pool-grid-pair", lambda: TokenPool(0.5, "grid", grid_size=(4,)), (TypeError, ValueError), ("^grid_size", r"\(4,\)")),
+    Case(
+        "pool-grid-pair",
+        lambda: TokenPool(0.5, "grid", grid_size=(4,)),
+        (TypeError, ValueError),
+        ("^grid_size", r"\(4,\)"),
+    ),
     Case("pool-grid-sign", lambda: TokenPool(0.5, "grid", grid_size=(-2, -3)), ValueError, ("^grid_size", "-2", "-3")),
     Case(
         "pool-grid-fit",
@@ -233,13 +290,22 @@ CASES = [
     Case("pool-x-integer", lambda: TokenPool(0.5)(integer(2, 6, 3)), TypeError, (r"^x\b", "floating-point", "int64")),
     Case("pool-x-short", lambda: TokenPool(0.5, num_prefix_tokens=9)(X), ValueError, (r"^x\b", r"\b9\b", r"\b6\b")),
     Case("pool-sizes", lambda: TokenPool(0.5)(X, sizes=ONES[:, 1:]), ValueError, ("^sizes", r"\[2, 6\]", r"\[2, 5\]")),
-    Case("pool-sizes-integer", lambda: TokenPool(0.5)(X, sizes=LABEL), TypeError, ("^sizes", "floating-point", "int64")),
+    Case(
+        "pool-sizes-integer", lambda: TokenPool(0.5)(X, sizes=LABEL), TypeError, ("^sizes", "floating-point", "int64")
+    ),
     Case("pool-sizes-negative", lambda: TokenPool(0.5)(X, sizes=-ONES), ValueError, ("^sizes", "negative", "-1")),
     # The prefix is there in x, so it has to be there in its scores.
-    Case("pool-scores", lambda: TokenPool(0.5)(X, ONES[:, 1:]), ValueError, ("^significance", r"\[2, 6\]", r"\[2, 5\]")),
+    Case(
+        "pool-scores", lambda: TokenPool(0.5)(X, ONES[:, 1:]), ValueError, ("^significance", r"\[2, 6\]", r"\[2, 5\]")
+    ),
     Case("pool-scores-negative", lambda: TokenPool(0.5)(X, -ONES), ValueError, ("^significance", "negative", "-1")),
     Case("pool-mask", lambda: TokenPool(0.5)(X, mask=LABEL), TypeError, ("^mask", "bool", "int64")),
-    Case("pool-metric", lambda: TokenPool(0.5, "bipartite")(X, metric=X[:, 1:]), ValueError, ("^metric", "2, 6", r"\[2, 5, 3\]")),
+    Case(
+        "pool-metric",
+        lambda: TokenPool(0.5, "bipartite")(X, metric=X[:, 1:]),
+        ValueError,
+        ("^metric", "2, 6", r"\[2, 5, 3\]"),
+    ),
     Case(
         "pool-metric-integer",
         lambda: TokenPool(0.5, "bipartite")(X, metric=integer(2, 6, 3)),
@@ -247,7 +313,12 @@ CASES = [
         ("^metric", "floating-point", "int64"),
     ),
     *(
-        Case(f"pool-{name}-without-scores", lambda pool=pool: pool(X), ValueError, ("^significance", r"\[B, N\]", "attention"))
+        Case(
+            f"pool-{name}-without-scores",
+            lambda pool=pool: pool(X),
+            ValueError,
+            ("^significance", r"\[B, N\]", "attention"),
+        )
         for name, pool in {
             "topk": TokenPool(0.5, "topk"),
             "importance": TokenPool(0.5, "importance"),
@@ -295,15 +366,15 @@ def test_zero_weights_masked_nan_and_k_above_n_are_no_errors(method: str) -> Non
 
 def test_a_device_that_is_not_xs_is_named() -> None:
     meta = torch.ones(2, 6, device="meta")
-    with pytest.raises(ValueError, match="^weight must be on the device of x, cpu, got meta"):
+    with pytest.raises(ValueError, match=r"^weight must be on the device of x, cpu, got meta"):
         tpkernels.kmeans(X, 3, meta)
-    with pytest.raises(ValueError, match="^mask must be on the device of x, cpu, got meta"):
+    with pytest.raises(ValueError, match=r"^mask must be on the device of x, cpu, got meta"):
         tpkernels.kmeans(X, 3, mask=meta.bool())
-    with pytest.raises(ValueError, match="^centers must be on the device of x, cpu, got meta"):
+    with pytest.raises(ValueError, match=r"^centers must be on the device of x, cpu, got meta"):
         assign(X, CENTERS.to("meta"))
     with pytest.raises(ValueError, match=r"^(k|v) must be on the device of q, cpu, got meta"):
         attention(HEADS, HEADS.to("meta"), HEADS.to("meta"))
-    with pytest.raises(ValueError, match="^metric must be on the device of x, cpu, got meta"):
+    with pytest.raises(ValueError, match=r"^metric must be on the device of x, cpu, got meta"):
         TokenPool(0.5, "bipartite")(X, metric=X.to("meta"))
 
 

@@ -254,7 +254,9 @@ def test_backends_have_the_same_gradients(method: str, output: str) -> None:
         for name, one, two in zip(("label", "source", "tokens", "x", "w"), *results.values(), strict=False):
             assert (one is None) == (two is None), name
             if one is not None:
-                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    one, two, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+                )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

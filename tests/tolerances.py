@@ -1,6 +1,6 @@
 """How close is close: one table by dtype, and the regrets that stand in for comparing indices.
 
-Which of two equally good clusters a token goes to depends on rounding. What a choice costs beyond the best one does not.
+Which of two equally good clusters a token goes to depends on rounding; what a choice costs beyond the best does not.
 """
 
 from __future__ import annotations

@@ -50,14 +50,9 @@ def why_not_triton(device_type: str, dtype: torch.dtype, d: int, n: int, method:
 def explain_backend(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> tuple[str, str]:
     """What `backend="auto"` takes for such tensors, and the reason."""
     if device_type == "cpu":
-        reason = "the torch backend is the fast one on a CPU"
+        why = "the torch backend is the fast one on a CPU"
         if method == "ward":
-            loop = (
-                "its rounds run as numba's compiled loop"
-                if ward_compiled.available()
-                else "faster with numba installed"
-            )
-            reason = f"{reason}; {loop}"
-        return "torch", reason
+            why += "; its rounds run as numba's compiled loop" if ward_compiled.available() else "; faster with numba"
+        return "torch", why
     reason = why_not_triton(device_type, dtype, d, n, method)
     return ("triton", "the kernels take this call") if reason is None else ("torch", reason)

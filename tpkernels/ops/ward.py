@@ -79,13 +79,12 @@ def _lance_williams(ac: Tensor, bc: Tensor, ab: Tensor, a: Tensor, b: Tensor, c:
     return ((a + c) * ac + (b + c) * bc - c * ab) / (a + b + c)
 
 
-def _pair_list(first: Tensor) -> tuple[Tensor, Tensor]:
+def _pair_list(first: Tensor, waits: bool) -> tuple[Tensor, Tensor]:
     """Sample and index of the true entries of first [B, N + 1].
 
-    An accelerator would have to wait to learn how many there are, so there a sample has N // 2 places (there are no
-    more pairs) and those left over name the index N.
+    Where nothing waits, a sample has N // 2 places (there are no more pairs) and those left over name the index N.
     """
-    if first.device.type == "cpu":
+    if waits:
         row, index = first.nonzero(as_tuple=True)
         return row, index
     b, n = first.shape[0], first.shape[1] - 1
@@ -119,12 +118,16 @@ def _ward_chunk(samples: Samples) -> WardResult:
         gram = torch.bmm(samples.x, samples.x.mT)
         tree = ward_compiled.merge_tree(gram, _masses(samples), samples.valid, wanted)
     else:
-        tree = _merge_tree(samples, wanted)
+        tree = merge_tree(samples, wanted, waits=samples.x.device.type == "cpu")
     return _cut(samples, *tree)
 
 
-def _merge_tree(samples: Samples, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `ward_compiled.merge_tree` returns, by operations on the whole chunk."""
+def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `ward_compiled.merge_tree` returns, by operations on the whole chunk.
+
+    With `waits` shapes may depend on values, which an accelerator would have to be waited for; without it every round
+    has the same ones.
+    """
     x = samples.x
     b, n, _ = x.shape
     device = x.device
@@ -145,10 +148,10 @@ def _merge_tree(samples: Samples, wanted: Tensor) -> tuple[Tensor, Tensor, Tenso
 
     for turn in range(1, 2 * n):
         open_rows = least < limit[:, None]
-        if (device.type == "cpu" or turn % ROUNDS_BETWEEN_LOOKS == 0) and not bool(open_rows.any()):
+        if (waits or turn % ROUNDS_BETWEEN_LOOKS == 0) and not bool(open_rows.any()):
             break
         first = open_rows & (neighbour.gather(1, neighbour) == index) & (index < neighbour)
-        row, i = _pair_list(first)
+        row, i = _pair_list(first, waits)
         j = neighbour[row, i]
         made = torch.maximum(least[row, i], torch.maximum(below[row, i], below[row, j]))
         _merge(cost, mass, row, i, j)
@@ -161,7 +164,7 @@ def _merge_tree(samples: Samples, wanted: Tensor) -> tuple[Tensor, Tensor, Tenso
         merged = first | (gone == turn)
         stale = merged.gather(1, neighbour) | (open_rows.any(1) & ~first.any(1))[:, None]
         least.masked_fill_(gone > 0, torch.inf)
-        _rescan(cost, least, neighbour, stale & (gone == 0))
+        _rescan(cost, least, neighbour, stale & (gone == 0), waits)
     return parent[:, :n], height[:, :n], gone[:, :n], rounds
 
 
@@ -199,9 +202,9 @@ def _wanted_height(height: Tensor, wanted: Tensor) -> Tensor:
     return height.sort(dim=1).values.gather(1, (wanted - 1).clamp(min=0)[:, None]).squeeze(1)
 
 
-def _rescan(cost: Tensor, least: Tensor, neighbour: Tensor, stale: Tensor) -> None:
+def _rescan(cost: Tensor, least: Tensor, neighbour: Tensor, stale: Tensor, waits: bool) -> None:
     """Finds the neighbours of the stale rows anew, in place."""
-    if cost.device.type == "cpu":
+    if waits:
         row, i = stale.nonzero(as_tuple=True)
         least[row, i], neighbour[row, i] = _nearest(cost[row, i], i)
         return

@@ -1,0 +1,78 @@
+"""Ward's three ways to run its rounds give one answer: numba's loop, torch with lists, torch with fixed shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tpkernels.ops import ward_compiled
+from tpkernels.ops.samples import prepare, settle
+from tpkernels.ops.ward import merge_tree, ward
+
+
+def problems() -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Tokens, weights and mask, each a case of its own."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    mask = torch.rand(4, 33, generator=generator) > 0.3
+    mask[1] = False
+    weight = torch.rand(4, 33, generator=generator)
+    weight[2] = 0
+    weight[3, ::2] = 0
+    spoilt = normal(4, 33, 5)
+    spoilt[2, 7] = torch.nan
+    return {
+        "normal": (normal(4, 33, 5), None, None),
+        "double": (normal(4, 33, 5).double(), None, None),
+        "weights": (normal(4, 33, 5), weight, None),
+        "mask": (normal(4, 33, 5), None, mask),
+        "weights and mask": (normal(4, 33, 5), weight, mask),
+        "bad sample": (spoilt, None, None),
+        "equal tokens": (torch.ones(2, 33, 3), None, None),
+        "integer grid": (torch.randint(0, 3, (4, 33, 2), generator=generator).float(), None, None),
+        "chain": (2.0 ** torch.arange(16).reshape(1, 16, 1).double(), None, None),
+        "two tokens": (normal(3, 2, 4), None, None),
+    }
+
+
+@pytest.mark.parametrize("k", [1, 2, 11, 23, 32])
+@pytest.mark.parametrize("name", problems())
+def test_all_ways_agree(name: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, mask = problems()[name]
+    k = min(k, x.shape[1])
+    samples = prepare(x, weight, mask, k)
+    results = {}
+    if ward_compiled.available():
+        results["compiled"] = ward(samples, k)
+    monkeypatch.setattr(ward_compiled, "available", lambda: False)
+    results["lists"] = ward(samples, k)
+    fixed = torch.where(samples.finite, samples.n_valid - samples.k, 0)
+    monkeypatch.setattr("tpkernels.ops.ward.merge_tree", lambda s, wanted, *, waits: merge_tree(s, fixed, waits=False))
+    results["fixed shapes"] = ward(samples, k)
+    first = results["lists"]
+    assert first.n_iter.max() <= x.shape[1] - 1
+    for way, result in results.items():
+        assert torch.equal(settle(samples, result.label), settle(samples, first.label)), way
+        assert torch.equal(result.n_iter, first.n_iter), way
+        torch.testing.assert_close(result.heights, first.heights, rtol=1e-4, atol=1e-5, msg=way)
+
+
+def test_compiled_loop_is_the_same_on_any_number_of_threads() -> None:
+    if not ward_compiled.available():
+        pytest.skip("numba is not installed")
+    samples = prepare(torch.randn(7, 40, 6, generator=torch.Generator().manual_seed(0)), None, None, 13)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(ward(samples, 13))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert torch.equal(result.label, results[0].label)
+        assert torch.equal(result.heights, results[0].heights)
