@@ -204,7 +204,8 @@ def test_kmeans_of_1000_problems_in_triton(device: torch.device, poisoned: None)
             states = [run("kmeans", problem, start, t, "triton", device) for t in range(updates + 1)]
             for b in other:
                 assert_chain(problem, start, states, b)
-    assert ties <= BATCHES * SAMPLES // 50
+    # A third of the problems has duplicates.
+    assert ties <= BATCHES * SAMPLES // 20
 
 
 def explained_by_a_tie(method: str, x: Tensor, k: int, weight: Tensor | None, init: str) -> bool:

@@ -40,9 +40,9 @@ def like_tokens(name: str, y: Tensor, x: Tensor) -> None:
     same_device(name, y, x)
 
 
-def same_device(name: str, value: Tensor, x: Tensor) -> None:
+def same_device(name: str, value: Tensor, x: Tensor, of: str = "x") -> None:
     if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}, got {value.device}")
 
 
 def per_token(name: str, value: Tensor | None, x: Tensor, *, nonnegative: bool = True) -> None:
@@ -82,6 +82,16 @@ def labels(value: Tensor, x: Tensor) -> None:
     if value.shape != x.shape[:2]:
         raise ValueError(f"assignment must have shape {list(x.shape[:2])} to fit x {_shape(x)}, got {_shape(value)}")
     same_device("assignment", value, x)
+
+
+def labels_over(value: Tensor, y: Tensor) -> None:
+    """value is an int64 tensor [B, N] that points into y [B, K, D]."""
+    _tensor("assignment", value)
+    if value.dtype != torch.int64:
+        raise TypeError(f"assignment must be an int64 tensor, got {value.dtype}")
+    if value.dim() != 2 or value.shape[0] != y.shape[0]:
+        raise ValueError(f"assignment must have shape [{y.shape[0]}, N] to fit y {_shape(y)}, got {_shape(value)}")
+    same_device("assignment", value, y, "y")
 
 
 def label_range(value: Tensor, k: int) -> None:
@@ -136,8 +146,7 @@ def heads(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} must have the shape of q {_shape(q)}, got {_shape(value)}")
         if value.dtype != q.dtype:
             raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {value.dtype}")
-        if value.device != q.device:
-            raise ValueError(f"{name} must be on the device of q, {q.device}, got {value.device}")
+        same_device(name, value, q, "q")
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:

@@ -166,6 +166,10 @@ def pairwise_sqdist(x: Tensor, y: Tensor | None = None) -> Tensor:
     Returns:
         [B, N, M] float32 (float64 for float64), at least 0, with a zero diagonal where y is None. Both are centred on
         x's mean first, so a common offset costs no digits. Differentiable.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape.
     """
     checks.tokens(x)
     if y is not None:
@@ -177,6 +181,10 @@ def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
     """Nearest of centers [B, K, D] to every token of x [B, N, D], as [B, N] int64.
 
     The lowest index wins ties; masked tokens get -1. Never builds [B, N, K] for large N: tokens are walked in tiles.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape, or no centers.
     """
     checks.tokens(x)
     checks.like_tokens("centers", centers, x)
@@ -189,6 +197,10 @@ def medoid_update(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None =
     """The medoid [B, k] int64 of each cluster of assignment [B, N] (-1: no cluster); -1 for an empty cluster.
 
     The member of least `sum_{j in C} w_j ||x_i - x_j||^2`, the lowest index on ties, in O(N D).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape, k < 1, or an assignment outside -1..k-1 (seen on the CPU).
     """
     checks.tokens(x)
     checks.labels(assignment, x)
@@ -205,6 +217,11 @@ def cluster_mean(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = 
     """Weighted mean [B, k, D] of each cluster of assignment [B, N] (-1: left out), in x's dtype.
 
     Weights that sum to 0 count as equal ones; an empty cluster gives zeros. Differentiable in x and weight.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape, k < 1, an assignment outside -1..k-1 or negative weights (both seen on
+            the CPU).
     """
     checks.tokens(x)
     checks.labels(assignment, x)
@@ -215,12 +232,14 @@ def cluster_mean(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = 
 
 
 def unpool(y: Tensor, assignment: Tensor) -> Tensor:
-    """Gives every token its cluster's row of y [B, K, D]: [B, N, D], zeros where assignment [B, N] is -1."""
+    """Gives every token its cluster's row of y [B, K, D]: [B, N, D], zeros where assignment [B, N] is -1.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape, or an assignment outside -1..K-1 (seen on the CPU).
+    """
     checks.tokens(y, "y")
-    if assignment.dim() != 2 or assignment.shape[0] != y.shape[0]:
-        raise ValueError(f"assignment must have shape [{y.shape[0]}, N], got {list(assignment.shape)}")
-    if assignment.dtype != torch.int64:
-        raise TypeError(f"assignment must be an int64 tensor, got {assignment.dtype}")
+    checks.labels_over(assignment, y)
     checks.label_range(assignment, y.shape[1])
     return pooling.unpool(y, assignment)
 
@@ -229,6 +248,10 @@ def chamfer_loss(x: Tensor, centers: Tensor, weight: Tensor | None = None) -> Te
     """`sum_i w_i min_k ||x_i - c_k||^2` [B] for centers [B, K, D]: the objective of every clusterer here.
 
     The asymmetric Chamfer divergence from x to centers (Marin et al., arXiv 2110.03860). Differentiable in all three.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape, no centers, or negative weights (seen on the CPU).
     """
     checks.tokens(x)
     checks.like_tokens("centers", centers, x)
@@ -258,6 +281,10 @@ def attention(
     Returns:
         What `scaled_dot_product_attention` returns, [B, H, N, d], and the significance [B, N] in float32,
         `sum over heads and valid queries i of size_i softmax_ij`, without gradient.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape, or negative sizes (seen on the CPU).
     """
     checks.heads(q, k, v)
     checks.per_token("key_size", key_size, q[:, 0])
