@@ -61,7 +61,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch, elements: int) -> N
     mask = torch.arange(7) < torch.tensor([[7], [4]])
     whole = attention_torch(q, k, v, size, mask)
     plain = attention_torch(q, k, v)
-    monkeypatch.setattr(module, "_EAGER_ELEMENTS", elements)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
     for result, expected in ((attention_torch(q, k, v, size, mask), whole), (attention_torch(q, k, v), plain)):
         torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .ops.backends import BACKENDS, explain_backend, why_not_triton
+from .ops.backends import BACKENDS, choose_backend, why_not_triton
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -188,7 +188,7 @@ def backend(value: str, x: Tensor, method: str) -> str:
     one_of("backend", value, BACKENDS)
     device, dtype, n, d = x.device.type, x.dtype, x.shape[1], x.shape[2]
     if value == "auto":
-        return explain_backend(device, dtype, d, n, method)[0]
+        return choose_backend(device, dtype, d, n, method)
     if value == "triton":
         reason = why_not_triton(device, dtype, d, n, method)
         if reason is not None:

@@ -220,8 +220,8 @@ def cluster_mean(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = 
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: an argument of the wrong shape, k < 1, an assignment outside -1..k-1 or negative weights (both seen on
-            the CPU).
+        ValueError: an argument of the wrong shape, k < 1, an assignment outside -1..k-1, negative weights (seen on the
+            CPU).
     """
     checks.tokens(x)
     checks.labels(assignment, x)

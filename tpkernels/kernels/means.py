@@ -55,9 +55,11 @@ def assign_means(p_norm, p_valid, p_product, p_square, p_label, p_sqdist, n, k, 
         b_label = tl.zeros((T,), tl.int32)
         for s in range(0, k, T):
             o_s = s + tl.arange(0, T)
-            m_slot = o_s < k
-            b_product = tl.load(p_product + o_s[:, None] * NP + o_i[None, :], mask=m_slot[:, None], other=0.0)
-            b_score = tl.load(p_square + o_s, mask=m_slot, other=float("inf"))[:, None] - 2 * b_product
+            # Inf stands for a slot that never had members.
+            b_square = tl.load(p_square + o_s, mask=o_s < k, other=float("inf"))[:, None]
+            m_live = b_square < float("inf")
+            b_product = tl.load(p_product + o_s[:, None] * NP + o_i[None, :], mask=m_live, other=0.0)
+            b_score = b_square - 2 * b_product
             b_least = tl.min(b_score, 0)
             b_slot = tl.min(tl.where(b_score == b_least[None, :], o_s[:, None], 2147483647), 0)
             b_label = tl.where(b_least < b_best, b_slot, b_label)

@@ -117,6 +117,7 @@ def resident_kernel(
         tl.store(p_valid + o_n, m_valid.to(tl.int32))
         tl.store(p_label + o_n, tl.full((NP,), -1, tl.int32))
         tl.store(p_stamp + tl.arange(0, KP), tl.zeros((KP,), tl.int32))
+        tl.store(p_square + tl.arange(0, KP), tl.full((KP,), float("inf"), tl.float32))
         tl.debug_barrier()
 
         gram_matrix(p_xb, p_valid, p_mean, p_gram, count, n, d, stride_n, stride_d, NP, T, BD, PRECISION)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from .precision import compute_dtype, full_precision
 
-# Probabilities that exist at a time: few enough for a CPU's cache; more under a compiler, which unrolls the loop.
-_EAGER_ELEMENTS = 1 << 19
-_COMPILED_ELEMENTS = 1 << 22
+# Probabilities that exist at a time: few enough for a CPU's cache.
+CHUNK_ELEMENTS = 1 << 19
 
 
 def attention_torch(
@@ -91,12 +90,14 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """Attention of q [G, N, d], keys [G, d, N], values [G, N, d_v] and what each key received, [G, N]."""
     groups, n, _ = q.shape
-    limit = _COMPILED_ELEMENTS if torch.compiler.is_compiling() else _EAGER_ELEMENTS
-    rows = max(1, min(n, limit // max(n, 1)))
-    step = max(1, limit // max(rows * n, 1))
+    rows = max(1, min(n, CHUNK_ELEMENTS // max(n, 1)))
+    # The number of samples is no constant to a compiler: it gets them all in one part.
+    parts = [slice(None)]
+    if not torch.compiler.is_compiling():
+        step = max(1, CHUNK_ELEMENTS // max(rows * n, 1))
+        parts = [slice(first, first + step) for first in range(0, max(groups, 1), step)]
     outs, sums = [], []
-    for first in range(0, max(groups, 1), step):
-        part = slice(first, first + step)
+    for part in parts:
         out: list[Tensor] = []
         total = torch.zeros((), dtype=q.dtype, device=q.device)
         for row in range(0, max(n, 1), rows):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 
@@ -14,11 +13,7 @@ BACKENDS = ("auto", "torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # One program holds a row of so many clusters or channels at a time; see kernels/resident.py.
 RESIDENT_TOKENS = 1024
-
-
-@functools.cache
-def triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
@@ -28,7 +23,7 @@ def interpreting() -> bool:
 
 def why_not_triton(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> str | None:
     """The reason why the Triton kernels can't take this call; None if they can."""
-    if not triton_installed():
+    if not TRITON_INSTALLED:
         return "Triton is not installed"
     if device_type == "cpu" and not interpreting():
         return "the tensors are on the CPU (set TRITON_INTERPRET=1 before the first import to run the kernels there)"
@@ -47,12 +42,19 @@ def why_not_triton(device_type: str, dtype: torch.dtype, d: int, n: int, method:
     return None
 
 
+def choose_backend(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> str:
+    """What `backend="auto"` takes for such tensors: Triton off the CPU where it can take the call, else torch."""
+    if device_type == "cpu" or why_not_triton(device_type, dtype, d, n, method) is not None:
+        return "torch"
+    return "triton"
+
+
 def explain_backend(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> tuple[str, str]:
     """What `backend="auto"` takes for such tensors, and the reason."""
     if device_type == "cpu":
         why = "the torch backend is the fast one on a CPU"
         if method == "ward":
             why += "; its rounds run as numba's compiled loop" if ward_compiled.available() else "; faster with numba"
-        return "torch", why
-    reason = why_not_triton(device_type, dtype, d, n, method)
-    return ("triton", "the kernels take this call") if reason is None else ("torch", reason)
+    else:
+        why = why_not_triton(device_type, dtype, d, n, method) or "the kernels take this call"
+    return choose_backend(device_type, dtype, d, n, method), why

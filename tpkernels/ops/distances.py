@@ -32,15 +32,25 @@ def pairwise_sqdist(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
     """Index [B, N] of the nearest of centers [B, K, D] to every token, the lowest on ties; -1 where masked."""
-    dtype = compute_dtype(x)
-    x, centers = x.detach().to(dtype), centers.detach().to(dtype)
+    return _assign(x.detach(), centers.detach(), mask)
+
+
+@torch.library.custom_op("tpkernels::assign", mutates_args=())
+def _assign(x: Tensor, centers: Tensor, mask: Tensor | None) -> Tensor:
     if x.shape[0] == 0 or x.shape[1] == 0:
         return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+    dtype = compute_dtype(x)
+    x, centers = x.to(dtype), centers.to(dtype)
     offset = centers.mean(1, keepdim=True)
     dead = torch.zeros(centers.shape[:2], dtype=torch.bool, device=x.device)
     with full_precision(x):
         label = nearest(x - offset, centers - offset, dead)
     return label if mask is None else label.masked_fill(~mask, -1)
+
+
+@_assign.register_fake
+def _(x: Tensor, centers: Tensor, mask: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=torch.int64)
 
 
 def objective(x: Tensor, centre: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
