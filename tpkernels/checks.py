@@ -186,7 +186,7 @@ def backend(value: str, x: Tensor, method: str) -> str:
         RuntimeError: `"triton"` was asked for and can't take the call; the message says why.
     """
     one_of("backend", value, BACKENDS)
-    device, dtype, n, d = x.device.type, x.dtype, x.shape[1], x.shape[2]
+    device, dtype, n, d = x.device, x.dtype, x.shape[1], x.shape[2]
     if value == "auto":
         return choose_backend(device, dtype, d, n, method)
     if value == "triton":

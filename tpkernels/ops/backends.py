@@ -21,18 +21,21 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not_triton(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> str | None:
+def why_not_triton(
+    device: torch.device | str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids"
+) -> str | None:
     """The reason why the Triton kernels can't take this call; None if they can."""
+    device = torch.device(device)
     if not TRITON_INSTALLED:
         return "Triton is not installed"
-    if device_type == "cpu" and not interpreting():
+    if device.type == "cpu" and not interpreting():
         return "the tensors are on the CPU (set TRITON_INTERPRET=1 before the first import to run the kernels there)"
-    if device_type not in ("cpu", "cuda"):
-        return f"Triton kernels run on CUDA and ROCm devices, not on {device_type}"
+    if device.type not in ("cpu", "cuda"):
+        return f"Triton kernels run on CUDA and ROCm devices, not on {device.type}"
     if dtype not in TRITON_DTYPES:
         return f"the kernels take float32, float16 and bfloat16, not {dtype}"
-    if dtype == torch.bfloat16 and device_type == "cuda" and torch.version.hip is None:
-        major, minor = torch.cuda.get_device_capability()
+    if dtype == torch.bfloat16 and device.type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             return f"bfloat16 needs compute capability 8.0, the device has {major}.{minor}"
     if n > RESIDENT_TOKENS:
@@ -42,19 +45,21 @@ def why_not_triton(device_type: str, dtype: torch.dtype, d: int, n: int, method:
     return None
 
 
-def choose_backend(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> str:
+def choose_backend(device: torch.device | str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> str:
     """What `backend="auto"` takes for such tensors: Triton off the CPU where it can take the call, else torch."""
-    if device_type == "cpu" or why_not_triton(device_type, dtype, d, n, method) is not None:
+    if torch.device(device).type == "cpu" or why_not_triton(device, dtype, d, n, method) is not None:
         return "torch"
     return "triton"
 
 
-def explain_backend(device_type: str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> tuple[str, str]:
+def explain_backend(
+    device: torch.device | str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids"
+) -> tuple[str, str]:
     """What `backend="auto"` takes for such tensors, and the reason."""
-    if device_type == "cpu":
+    if torch.device(device).type == "cpu":
         why = "the torch backend is the fast one on a CPU"
         if method == "ward":
             why += "; its rounds run as numba's compiled loop" if ward_compiled.available() else "; faster with numba"
     else:
-        why = why_not_triton(device_type, dtype, d, n, method) or "the kernels take this call"
-    return choose_backend(device_type, dtype, d, n, method), why
+        why = why_not_triton(device, dtype, d, n, method) or "the kernels take this call"
+    return choose_backend(device, dtype, d, n, method), why

@@ -92,4 +92,4 @@ def start_labels(samples: Samples, k: int, init: str, given: Tensor | None) -> T
     indices = given if init == "given" else STARTS[init](samples, k)
     if indices is None:
         raise ValueError('start must be given with init="given"')
-    return labels_of(indices[:, :k], samples.x.shape[1], samples.k)
+    return only_valid(samples, labels_of(indices[:, :k], samples.x.shape[1], samples.k))
