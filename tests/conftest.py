@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -73,3 +77,22 @@ def thorough(request: pytest.FixtureRequest) -> None:
     """Skips a test that was not asked for by --thorough."""
     if not request.config.getoption("--thorough"):
         pytest.skip("takes many minutes: ask for it with --thorough")
+
+
+@pytest.fixture(scope="session")
+def timm() -> Iterator[ModuleType]:
+    """The package timm; skips where it is not installed."""
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    library = None
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        # PyPI's torchvision over a torch for CPUs lacks the operators that it describes; defining them lets it load.
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield importlib.import_module("timm")
+    del library

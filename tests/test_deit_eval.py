@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -179,8 +180,7 @@ def test_data_of_other_classes_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert "the data has 10 classes, the model 5" in line
 
 
-def test_timm_model_with_a_local_checkpoint(tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
+def test_timm_model_with_a_local_checkpoint(tmp_path: Path, timm: ModuleType) -> None:
     torch.manual_seed(0)
     path = tmp_path / "weights.pt"
     torch.save({"model": timm.create_model("deit_tiny_patch16_224", num_classes=10).state_dict()}, path)

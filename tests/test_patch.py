@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -464,26 +462,6 @@ def test_hooks_of_the_model_stay_silent_while_patching(model: DeiT) -> None:
     model.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(1))
     patch(model, 0.5)
     assert not calls and not model.training
-
-
-@pytest.fixture(scope="module")
-def timm() -> Iterator[Any]:
-    """timm, where it is installed."""
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
-    library = None
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        # PyPI's torchvision over a torch for CPUs lacks the operators that it describes; defining them lets it load.
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    # Not undefined afterwards: the modules stay loaded.
-    yield pytest.importorskip("timm")
-    del library
 
 
 TIMM_MODELS = {
