@@ -104,12 +104,12 @@ def test_every_kernel_compiles_for_every_target(tmp_path: Path) -> None:
         assert row["binary"] > 0, row
         assert row["shared"] <= SHARED_LIMIT, row
         assert row["num_warps"] == 4, row
-    # Each target compiled each call, and both kinds of reduced precision reached the tensor cores' dots.
+    # Each target compiled each call, in the precision that launches ask for.
     count = {name: sum(row["target"] == name for row in rows) for name in TARGETS}
     assert set(count.values()) == {len(resident_calls()) + 2 * len(mean_calls())}
     dots = {(row["target"], row["precision"]) for row in rows if row["precision"]}
     assert dots == {
-        *((name, precision) for name in ("sm_80", "sm_90", "sm_100") for precision in ("tf32", "tf32x3")),
+        *((name, "tf32x3") for name in ("sm_80", "sm_90", "sm_100")),
         ("gfx942", "ieee"),
     }
 

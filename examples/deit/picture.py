@@ -45,9 +45,9 @@ def panel(axes: Axes, rows: list[Row], values: dict[str, float]) -> None:
     left = min([row.macs.model / 1e9 for row in pooled], default=right)
     width = max(base.macs.base / 1e9, right) - left or right
     axes.set_xlim(left - 0.08 * width, left + 1.1 * width)
-    axes.set_ylim(low - margin, high + margin)
     order = sorted(pooled, key=lambda row: values[row.name])
-    places = spread([values[row.name] for row in order], 0.045 * (high - low + 2 * margin))
+    places = spread([values[row.name] for row in order], 0.05 * (high - low + 2 * margin))
+    axes.set_ylim(min([low, *places]) - margin, max([high, *places]) + margin)
     for row, place in zip(order, places, strict=True):
         axes.annotate(
             f"{row.label}  {values[row.name]:.1f}",

@@ -115,7 +115,6 @@ def resident_kernel(
         bad_weights = tl.sum(((b_weight != b_weight) | (tl.abs(b_weight) == float("inf"))).to(tl.int32), 0)
         tl.store(p_weight + o_n, b_weight / scale)
         tl.store(p_valid + o_n, m_valid.to(tl.int32))
-        tl.store(p_label + o_n, tl.full((NP,), -1, tl.int32))
         tl.store(p_stamp + tl.arange(0, KP), tl.zeros((KP,), tl.int32))
         tl.store(p_square + tl.arange(0, KP), tl.full((KP,), float("inf"), tl.float32))
         tl.debug_barrier()

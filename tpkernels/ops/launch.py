@@ -33,11 +33,9 @@ def _programs(x: Tensor, floats: int) -> int:
     return max(1, min(most, SCRATCH_BYTES // (4 * floats)))
 
 
-def _precision(x: Tensor) -> str:
-    """How `tl.dot` takes float32 factors: half-width inputs lose nothing in tf32, float32 is split in three."""
-    if torch.version.hip is not None:
-        return "ieee"
-    return "tf32x3" if x.dtype == torch.float32 else "tf32"
+def _precision() -> str:
+    """How `tl.dot` takes float32 factors: split in three, since tokens without their mean no longer fit into tf32."""
+    return "ieee" if torch.version.hip is not None else "tf32x3"
 
 
 def _power_of_two(n: int, least: int) -> int:
@@ -100,7 +98,7 @@ def cluster(
             *x.stride(), *_strides(weight, 2), *_strides(pool_weight, 2), *_strides(flags, 2),
             NP=np2, KP=kp2, T=tile, BD=block_d, MEDOIDS=medoids, OUTPUT=OUTPUT_CODES[output],
             WEIGHTED=weight is not None, POOL_WEIGHTED=pool_weight is not None, MASKED=mask is not None,
-            GIVEN=labels is not None, PRECISION=_precision(x), num_warps=4,
+            GIVEN=labels is not None, PRECISION=_precision(), num_warps=4,
         )  # fmt: skip
     return *results, heights
 
