@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import tpkernels
+from tpkernels import functional, macs, modules
 
 SIGNATURES = {
     "kmeans": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto')",
@@ -197,3 +198,10 @@ def test_types_are_shipped() -> None:
         found = inspect.signature(getattr(tpkernels, name))
         assert found.return_annotation is not inspect.Signature.empty, name
         assert all(p.annotation is not inspect.Parameter.empty for p in found.parameters.values()), name
+
+
+def test_what_the_mac_counter_knows_is_what_the_library_takes() -> None:
+    # Counting imports none of the rooms that compute, so it has its own lists.
+    assert macs.METHODS == modules.METHODS
+    assert macs.INITS == functional.INITS
+    assert macs.WARD_TOKENS == functional.WARD_TOKENS

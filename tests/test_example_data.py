@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,6 @@ from safetensors.torch import save_file
 SHIPPED = Path(__file__).parents[1] / "examples" / "data" / "fashion-mnist-test-2000"
 TINY = DeiTConfig(patch_size=7, embed_dim=24, depth=4, num_heads=2)
 GREEN_IDX = bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for their threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_set(root: Path, split: str, count: int) -> None:

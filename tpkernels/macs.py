@@ -15,8 +15,8 @@ from typing import Any
 METHODS = ("ward", "kmeans", "kmedoids", "topk", "importance", "random", "grid", "bipartite")
 INITS = ("auto", "ward", "topk", "farthest", "strided")
 
-# `init="auto"` is Ward's start up to this many tokens and farthest-first above.
-AUTO_INIT_MAX_TOKENS = 4096
+# Ward takes up to this many tokens; `init="auto"` is its start up to there and farthest-first above.
+WARD_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def clustering_macs(
         return gram + ward
     start = init if isinstance(init, str) else "given"
     if start == "auto":
-        start = "ward" if n <= AUTO_INIT_MAX_TOKENS else "farthest"
+        start = "ward" if n <= WARD_TOKENS else "farthest"
     if method == "kmedoids":
         return gram + max_iter * means + means + (ward if start == "ward" else 0)
     lloyd = (max_iter + 1) * n * k * dim + max_iter * means + means

@@ -18,6 +18,7 @@ from .ops.distances import objective
 from .ops.mean import cluster_mean
 from .ops.precision import full_precision
 from .ops.samples import prepare, segment_sum, settle
+from .ops.starts import highest
 from .schedules import tokens_kept
 
 PRUNERS = ("topk", "importance", "random")
@@ -208,10 +209,12 @@ class TokenPool(nn.Module):
             ward_fits(n)
         chosen = checks.backend(self.backend, x, self.method)
         start = None
+        weight = self._weight(score, size)
         if init == "topk" and self.method != "ward" and not self.weighted and score is not None:
             # The paper's unweighted methods still start from the most significant tokens.
-            start, init = _most_significant(score, mask, k), "given"
-        weight = self._weight(score, size)
+            score = score.nan_to_num()
+            score = score if mask is None else score.masked_fill(~mask, -torch.inf)
+            start, init = highest(score, min(k, n)), "given"
         mass = None if weight is None else weight.detach()
         tokens, _, label, medoids, _, n_iter, _ = cluster(
             x, mass, size, mask, start, k, self.method, init, self.output, self.max_iter, chosen
@@ -236,10 +239,3 @@ class TokenPool(nn.Module):
         else:
             label = baselines.random(samples, k, self.seed)
         return settle(samples, label)
-
-
-def _most_significant(score: Tensor, mask: Tensor | None, k: int) -> Tensor:
-    """Indices [B, K] of the tokens of highest significance, masked ones last."""
-    score = score.nan_to_num()
-    score = score if mask is None else score.masked_fill(~mask, -torch.inf)
-    return score.sort(dim=1, descending=True, stable=True).indices[:, : min(k, score.shape[1])]
