@@ -10,6 +10,8 @@ from torch import Tensor
 from . import checks
 from .ops import distances, pooling
 from .ops.attention import attention_torch
+from .ops.backends import CLUSTERERS
+from .ops.backends import explain_backend as _explain_backend
 from .ops.cluster import cluster
 from .ops.mean import cluster_mean as _cluster_mean
 from .ops.precision import compute_dtype
@@ -69,7 +71,7 @@ def _clusters(
         ward_fits(x.shape[1])
     chosen = checks.backend(backend, x, method)
     plain = None if weight is None else weight.detach()
-    tokens, _, assignment, medoids, loss, n_iter, heights = cluster(
+    tokens, _, assignment, medoids, loss, n_iter, heights, _ = cluster(
         x, plain, weight, mask, start, k, method, kind, "center", max_iter, chosen
     )
     return Clusters(
@@ -80,6 +82,21 @@ def _clusters(
         n_iter,
         heights if method == "ward" else None,
     )
+
+
+def explain_backend(x: Tensor, method: str = "kmedoids") -> tuple[str, str]:
+    """What `backend="auto"` takes to cluster tokens like x [B, N, D], "torch" or "triton", and the reason.
+
+    Args:
+        method: "ward", "kmeans" or "kmedoids".
+
+    Raises:
+        TypeError: x is no float tensor.
+        ValueError: x has another shape, or an unknown method.
+    """
+    checks.tokens(x)
+    checks.one_of("method", method, CLUSTERERS)
+    return _explain_backend(x.device, x.dtype, x.shape[2], x.shape[1], method)
 
 
 def ward_fits(n: int) -> None:
@@ -228,7 +245,7 @@ def cluster_mean(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = 
     checks.count("k", k, 1)
     checks.label_range(assignment, k)
     checks.per_token("weight", weight, x)
-    return _cluster_mean(x, assignment, k, weight, checks.backend("auto", x, "mean"))
+    return _cluster_mean(x, assignment, k, weight, checks.backend("auto", x, "mean"))[0]
 
 
 def unpool(y: Tensor, assignment: Tensor) -> Tensor:

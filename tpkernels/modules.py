@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from . import checks
 from .functional import resolve_init, ward_fits
 from .ops import baselines
-from .ops.backends import BACKENDS
-from .ops.cluster import METHODS as CLUSTERERS
+from .ops.backends import BACKENDS, CLUSTERERS
 from .ops.cluster import cluster
 from .ops.distances import objective
 from .ops.mean import cluster_mean
@@ -202,7 +201,7 @@ class TokenPool(nn.Module):
             with full_precision(x):
                 label = self._baseline(x, score, size, mask, metric, k)
             k = min(k, x.shape[1])
-            return cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean")), label, None, None
+            return cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean"))[0], label, None, None
         n = x.shape[1]
         init = resolve_init(self.init, n)
         if "ward" in (self.method, init):
@@ -216,7 +215,7 @@ class TokenPool(nn.Module):
             score = score if mask is None else score.masked_fill(~mask, -torch.inf)
             start, init = highest(score, min(k, n)), "given"
         mass = None if weight is None else weight.detach()
-        tokens, _, label, medoids, _, n_iter, _ = cluster(
+        tokens, _, label, medoids, _, n_iter, _, _ = cluster(
             x, mass, size, mask, start, k, self.method, init, self.output, self.max_iter, chosen
         )
         return tokens, label, medoids if medoids.shape[1] else None, n_iter

@@ -1,115 +1,124 @@
-"""Reading tokens and averaging them: the only parts of a clustering that touch the D channels."""
+"""Reading tokens: the Gram matrix of a sample. After it a clustering touches the D channels once more, to pool.
+
+A common offset cancels digits, so every channel has a pivot taken off first, which changes no distance: the mean of 16
+tokens spread over the sample. Half types keep one exact product: their pivot is of their own type and stands only where
+those tokens lie within half and twice of it, where subtracting is exact (Sterbenz). A token that is not exact after all
+is noticed, and the sample's matrix is made again from two parts a factor, high and low.
+"""
 
 import triton
 import triton.language as tl
+
+SAMPLED = tl.constexpr(16)
+# How factors enter the product: as float32 split by the hardware's means, as one exact half, as high and low bfloat16.
+FULL, EXACT, SPLIT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def valid_tokens(p_mask, o_n, n, stride, MASKED: tl.constexpr):
+    """Which of the tokens o_n are there."""
+    m_n = o_n < n
+    if MASKED:
+        m_n = m_n & (tl.load(p_mask + o_n * stride, mask=m_n, other=0) != 0)
+    return m_n
 
 
 @triton.jit
 def load_tokens(p_x, o_n, o_d, m_n, d, stride_n, stride_d):
     """A block [T, BD] of tokens in float32, zero outside."""
     m = m_n[:, None] & (o_d < d)[None, :]
-    return tl.load(p_x + o_n[:, None] * stride_n + o_d[None, :] * stride_d, mask=m, other=0.0).to(tl.float32)
+    o_x = o_n.to(tl.int64)[:, None] * stride_n + o_d.to(tl.int64)[None, :] * stride_d
+    return tl.load(p_x + o_x, mask=m, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def channel_pivots(
+    p_x, p_mask, p_pivot, n, d, stride_n, stride_d, stride_mask, BD: tl.constexpr, MASKED: tl.constexpr,
+    HALF: tl.constexpr,
+):  # fmt: skip
+    """Writes what is taken off each channel [D]."""
+    o_s = tl.arange(0, SAMPLED) * n // SAMPLED
+    m_s = valid_tokens(p_mask, o_s, n, stride_mask, MASKED)
+    count = tl.maximum(tl.sum(m_s.to(tl.int32), 0), 1).to(tl.float32)
+    for c in range(0, d, BD):
+        o_d = c + tl.arange(0, BD)
+        b_x = load_tokens(p_x, o_s, o_d, m_s, d, stride_n, stride_d)
+        b_pivot = tl.sum(b_x, 0) / count
+        if HALF:
+            b_pivot = b_pivot.to(p_x.dtype.element_ty).to(tl.float32)
+            b_spread = tl.max(tl.where(m_s[:, None], tl.abs(b_x - b_pivot[None, :]), 0.0), 0)
+            b_pivot = tl.where(2 * b_spread < tl.abs(b_pivot), b_pivot, 0.0)
+        tl.store(p_pivot + o_d, b_pivot, mask=o_d < d)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _product(b_i, b_j, b_gram, FACTORS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """b_gram + b_i b_j^T; WIDEN turns factors back to float32, for an interpreter whose bfloat16 product is wrong."""
+    if WIDEN:
+        return tl.dot(b_i.to(tl.float32), tl.trans(b_j.to(tl.float32)), b_gram, input_precision="ieee")
+    elif FACTORS == FULL:
+        return tl.dot(b_i, tl.trans(b_j), b_gram, input_precision=PRECISION)
+    else:
+        return tl.dot(b_i, tl.trans(b_j), b_gram)
+
+
+@triton.jit
+def gram_tile(
+    p_x, p_mask, p_pivot, p_gram, i, j, n, d, stride_n, stride_d, stride_mask, ld,
+    T: tl.constexpr, BD: tl.constexpr, MASKED: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Writes rows i.. and columns j.. (j <= i) of the Gram matrix and their mirror image; counts inexact factors."""
+    o_i = i + tl.arange(0, T)
+    o_j = j + tl.arange(0, T)
+    m_i = valid_tokens(p_mask, o_i, n, stride_mask, MASKED)
+    m_j = valid_tokens(p_mask, o_j, n, stride_mask, MASKED)
+    b_gram = tl.zeros((T, T), tl.float32)
+    b_inexact = tl.zeros((T,), tl.int32)
+    for c in range(0, d, BD):
+        o_d = c + tl.arange(0, BD)
+        b_pivot = tl.load(p_pivot + o_d, mask=o_d < d, other=0.0)[None, :]
+        # Rows of tokens that are not there hold a multiple of the pivot, and nobody reads them.
+        b_i = load_tokens(p_x, o_i, o_d, m_i, d, stride_n, stride_d) - b_pivot
+        b_j = load_tokens(p_x, o_j, o_d, m_j, d, stride_n, stride_d) - b_pivot
+        if FACTORS == FULL:
+            b_gram = _product(b_i, b_j, b_gram, FACTORS, PRECISION, WIDEN)
+        elif FACTORS == EXACT:
+            h_i, h_j = b_i.to(p_x.dtype.element_ty), b_j.to(p_x.dtype.element_ty)
+            b_inexact += tl.sum((h_i.to(tl.float32) != b_i).to(tl.int32), 1)
+            b_gram = _product(h_i, h_j, b_gram, FACTORS, PRECISION, WIDEN)
+        else:
+            h_i, h_j = b_i.to(tl.bfloat16), b_j.to(tl.bfloat16)
+            r_i, r_j = (b_i - h_i.to(tl.float32)).to(tl.bfloat16), (b_j - h_j.to(tl.float32)).to(tl.bfloat16)
+            b_gram = _product(h_i, r_j, b_gram, FACTORS, PRECISION, WIDEN)
+            b_gram = _product(r_i, h_j, b_gram, FACTORS, PRECISION, WIDEN)
+            b_gram = _product(h_i, h_j, b_gram, FACTORS, PRECISION, WIDEN)
+    # One triangle, mirrored: the matrix is symmetric to the last bit.
+    b_mirror = tl.trans(b_gram)
+    if i == j:
+        b_gram = tl.where(o_i[:, None] >= o_j[None, :], b_gram, b_mirror)
+        b_mirror = b_gram
+    m_tile = (o_i < n)[:, None] & (o_j < n)[None, :]
+    tl.store(p_gram + o_i[:, None] * ld + o_j[None, :], b_gram, mask=m_tile)
+    if i != j:
+        tl.store(p_gram + o_j[:, None] * ld + o_i[None, :], b_mirror, mask=(o_j < n)[:, None] & (o_i < n)[None, :])
+    return tl.sum(b_inexact, 0)
 
 
 @triton.jit
 def gram_matrix(
-    p_x, p_valid, p_mean, p_gram, count, n, d, stride_n, stride_d,
-    NP: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+    p_x, p_mask, p_pivot, p_gram, n, d, stride_n, stride_d, stride_mask, ld,
+    T: tl.constexpr, BD: tl.constexpr, MASKED: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Writes the mean [D] of the valid tokens and the Gram matrix [NP, NP] of what is left of them without it.
-
-    Subtracting the mean changes no distance and keeps a common offset from cancelling digits.
-    """
-    for c in range(0, d, BD):
-        o_d = c + tl.arange(0, BD)
-        b_sum = tl.zeros((BD,), tl.float32)
-        for i in range(0, n, T):
-            o_i = i + tl.arange(0, T)
-            m_i = tl.load(p_valid + o_i) > 0
-            b_sum += tl.sum(load_tokens(p_x, o_i, o_d, m_i, d, stride_n, stride_d), 0)
-        tl.store(p_mean + o_d, b_sum / tl.maximum(count, 1).to(tl.float32), mask=o_d < d)
-    tl.debug_barrier()
+    """Writes the whole Gram matrix [N, ld], finite where a token is not there; the number of inexact factors."""
+    inexact = 0
     for i in range(0, n, T):
-        o_i = i + tl.arange(0, T)
-        m_i = tl.load(p_valid + o_i) > 0
-        # One triangle, mirrored: the matrix is symmetric to the last bit.
         for j in range(0, i + T, T):
-            o_j = j + tl.arange(0, T)
-            m_j = tl.load(p_valid + o_j) > 0
-            b_gram = tl.zeros((T, T), tl.float32)
-            for c in range(0, d, BD):
-                o_d = c + tl.arange(0, BD)
-                b_mean = tl.load(p_mean + o_d, mask=o_d < d, other=0.0)[None, :]
-                b_i = load_tokens(p_x, o_i, o_d, m_i, d, stride_n, stride_d)
-                b_j = load_tokens(p_x, o_j, o_d, m_j, d, stride_n, stride_d)
-                b_i = tl.where(m_i[:, None], b_i - b_mean, 0.0)
-                b_j = tl.where(m_j[:, None], b_j - b_mean, 0.0)
-                b_gram = tl.dot(b_i, tl.trans(b_j), b_gram, input_precision=PRECISION)
-            tl.store(p_gram + o_i[:, None] * NP + o_j[None, :], b_gram)
-            if j != i:
-                tl.store(p_gram + o_j[:, None] * NP + o_i[None, :], tl.trans(b_gram))
+            inexact += gram_tile(
+                p_x, p_mask, p_pivot, p_gram, i, j, n, d, stride_n, stride_d, stride_mask, ld,
+                T, BD, MASKED, FACTORS, PRECISION, WIDEN,
+            )  # fmt: skip
     tl.debug_barrier()
-
-
-@triton.jit
-def membership(
-    p_label, p_weight, p_turn, o_s, o_j, n, stride_label, stride_weight, stride_turn,
-    WEIGHTED: tl.constexpr, TURNS: tl.constexpr,
-):  # fmt: skip
-    """Membership [S, T] of tokens o_j in clusters o_s, and the tokens' weights [T].
-
-    With TURNS each cluster has its own row of labels, p_turn[o_s].
-    """
-    if TURNS:
-        o_label = tl.load(p_turn + o_s)[:, None] * stride_turn + o_j[None, :] * stride_label
-        b_label = tl.load(p_label + o_label, mask=(o_j < n)[None, :], other=-1)
-        m_in = b_label == o_s[:, None]
-    else:
-        b_label = tl.load(p_label + o_j * stride_label, mask=o_j < n, other=-1)
-        m_in = b_label[None, :] == o_s[:, None]
-    if WEIGHTED:
-        b_w = tl.load(p_weight + o_j * stride_weight, mask=o_j < n, other=0.0).to(tl.float32)
-    else:
-        b_w = tl.where(o_j < n, 1.0, 0.0)
-    return m_in, b_w
-
-
-@triton.jit
-def store_means(
-    p_x, p_label, p_weight, p_turn, p_out, o_s, o_row, m_s, first_d, last_d, n, d,
-    stride_label, stride_turn, stride_weight, stride_n, stride_d,
-    T: tl.constexpr, BD: tl.constexpr, WEIGHTED: tl.constexpr, TURNS: tl.constexpr,
-):  # fmt: skip
-    """Writes channels first_d..last_d of the weighted means of the clusters o_s to rows o_row of p_out [K, D].
-
-    Weights that sum to 0 count as equal ones; a cluster without members gives zeros.
-    """
-    b_mass = tl.zeros((T,), tl.float32)
-    b_count = tl.zeros((T,), tl.float32)
-    for j in range(0, n, T):
-        o_j = j + tl.arange(0, T)
-        m_in, b_w = membership(
-            p_label, p_weight, p_turn, o_s, o_j, n, stride_label, stride_weight, stride_turn, WEIGHTED, TURNS
-        )
-        b_mass += tl.sum(tl.where(m_in, b_w[None, :], 0.0), 1)
-        b_count += tl.sum(tl.where(m_in, 1.0, 0.0), 1)
-    b_equal = tl.where(b_mass > 0, 0.0, 1.0)[:, None]
-    b_total = tl.where(b_mass > 0, b_mass, tl.maximum(b_count, 1.0))[:, None]
-    for c in range(first_d, last_d, BD):
-        o_d = c + tl.arange(0, BD)
-        b_mean = tl.zeros((T, BD), tl.float32)
-        for j in range(0, n, T):
-            o_j = j + tl.arange(0, T)
-            m_in, b_w = membership(
-                p_label, p_weight, p_turn, o_s, o_j, n, stride_label, stride_weight, stride_turn, WEIGHTED, TURNS
-            )
-            b_share = tl.where(m_in, (b_w[None, :] + b_equal) / b_total, 0.0)
-            b_x = load_tokens(p_x, o_j, o_d, o_j < n, d, stride_n, stride_d)
-            # A bad number belongs to its own cluster; times 0 it would be NaN in all of them.
-            m_odd = (b_x != b_x) | (tl.abs(b_x) == float("inf"))
-            b_mean = tl.dot(b_share, tl.where(m_odd, 0.0, b_x), b_mean, input_precision="ieee")
-            if tl.max(m_odd.to(tl.int32)) > 0:
-                b_odd = tl.dot(m_in.to(tl.float32), m_odd.to(tl.float32), input_precision="ieee")
-                b_mean = tl.where(b_odd > 0, float("nan"), b_mean)
-        o_out = o_row.to(tl.int64)[:, None] * d + o_d[None, :]
-        tl.store(p_out + o_out, b_mean.to(p_out.dtype.element_ty), mask=m_s[:, None] & (o_d < d)[None, :])
+    return inexact

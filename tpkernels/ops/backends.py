@@ -8,10 +8,12 @@ import os
 import torch
 
 from . import ward_compiled
+from .limits import Limits, limits_of
 
 BACKENDS = ("auto", "torch", "triton")
+CLUSTERERS = ("ward", "kmeans", "kmedoids")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# One program holds a row of so many clusters or channels at a time; see kernels/resident.py.
+# One program holds a row of so many distances at a time; see kernels/resident.py.
 RESIDENT_TOKENS = 1024
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -19,6 +21,22 @@ TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 def interpreting() -> bool:
     """Whether Triton's interpreter runs the kernels, on CPU tensors too."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def regime(n: int, method: str, limits: Limits) -> str | None:
+    """Which kernels cluster samples of N tokens on a device: "resident", "streaming", or None where none can.
+
+    Resident ones keep a sample's N x N matrix in scratch of a program: up to 1,024 tokens, while that matrix fits into
+    the second-level cache. Streaming ones take any number of tokens and make no such matrix; Ward needs it, so it stays
+    resident wherever a row fits, and has no kernel beyond.
+
+    Args:
+        method: "ward", "kmeans" or "kmedoids".
+        limits: of the device, `limits_of(x.device)`.
+    """
+    if n <= RESIDENT_TOKENS and (method == "ward" or 4 * n * n <= limits.l2_bytes):
+        return "resident"
+    return None if method == "ward" else "streaming"
 
 
 def why_not_triton(
@@ -38,10 +56,8 @@ def why_not_triton(
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             return f"bfloat16 needs compute capability 8.0, the device has {major}.{minor}"
-    if n > RESIDENT_TOKENS:
-        return f"the resident kernel takes up to {RESIDENT_TOKENS} tokens, got {n}"
-    if method == "ward":
-        return "Ward has no kernel yet"
+    if method in CLUSTERERS and regime(n, method, limits_of(device)) is None:
+        return f"Ward's kernel takes up to {RESIDENT_TOKENS} tokens, got {n}"
     return None
 
 
@@ -61,5 +77,6 @@ def explain_backend(
         if method == "ward":
             why += "; its rounds run as numba's compiled loop" if ward_compiled.available() else "; faster with numba"
     else:
-        why = why_not_triton(device, dtype, d, n, method) or "the kernels take this call"
+        kernels = f"the {regime(n, method, limits_of(device))} kernels" if method in CLUSTERERS else "the kernels"
+        why = why_not_triton(device, dtype, d, n, method) or f"{kernels} take this call"
     return choose_backend(device, dtype, d, n, method), why

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import launch
+from . import resident, streaming
+from .backends import regime
 from .distances import objective
+from .limits import limits_of
 from .lloyd import kmeans, kmedoids
 from .mean import cluster_mean_backward
 from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
@@ -17,9 +20,8 @@ from .samples import canonical_order, members_of, only_valid, prepare, renumber,
 from .starts import start_labels
 from .ward import ward
 
-METHODS = ("ward", "kmeans", "kmedoids")
 OUTPUTS = ("center", "mean", "medoid")
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("tpkernels::cluster", mutates_args=())
@@ -35,7 +37,7 @@ def cluster(
     output: str,
     max_iter: int,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Clusters x [B, N, D] and pools it.
 
     Args:
@@ -50,12 +52,19 @@ def cluster(
     Returns:
         tokens [B, K, D] in x's dtype, source [B, N] (the labels that tokens were averaged over, -1 for none),
         assignment [B, N] (-1 where masked), medoids [B, K] (-1 where none; [B, 0] if nothing asks for them),
-        loss [B] (of "center", else [0]), n_iter [B], merge_heights [B, N - 1] ([B, 0] but for Ward).
+        loss [B] (of "center", else [0]), n_iter [B], merge_heights [B, N - 1] ([B, 0] but for Ward), total [B, K]: what
+        the shares of the members of `source` are taken of, as `ops.mean.cluster_mean` has it ([B, 0] from torch).
     """
     k = min(k, x.shape[1])
     with full_precision(x):
-        run = launch.cluster if backend == "triton" else _cluster_torch
-        return run(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
+        return _way(x, method, backend)(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
+
+
+def _way(x: Tensor, method: str, backend: str) -> Callable[..., Results]:
+    """What runs a call."""
+    if backend == "torch":
+        return _cluster_torch
+    return resident.cluster if regime(x.shape[1], method, limits_of(x.device)) == "resident" else streaming.cluster
 
 
 def _cluster_torch(
@@ -86,6 +95,7 @@ def _cluster_torch(
             loss,
             empty.sum(1),
             heights,
+            loss.new_empty(x.shape[0], 0),
         )
 
     heights, kept = samples.x.new_empty(x.shape[0], 0), None
@@ -125,7 +135,8 @@ def _cluster_torch(
         tokens = cluster_mean(x, label, k, pool_weight)
     loss = objective(x, tokens, label, weight) if output == "center" else samples.x.new_empty(0)
     found = nothing if medoids is None else medoids.contiguous()
-    return tokens, source.clone() if source is label else source.contiguous(), label, found, loss, n_iter, heights
+    source = source.clone() if source is label else source.contiguous()
+    return tokens, source, label, found, loss, n_iter, heights, loss.new_empty(x.shape[0], 0)
 
 
 def _has_medoids(method: str, output: str) -> bool:
@@ -158,23 +169,24 @@ def _(
         x.new_empty(b if output == "center" else 0, dtype=dtype),
         label.new_empty(b),
         x.new_empty(b, torch.sym_max(n - 1, 0) if method == "ward" else 0, dtype=dtype),
+        x.new_empty(b, k if backend == "triton" else 0, dtype=dtype),
     )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
     x, _, pool_weight, *_rest = inputs
-    tokens, source = output[0], output[1]
+    tokens, source, total = output[0], output[1], output[7]
     ctx.backend, kind = inputs[10], inputs[8]
     gathers = kind == "medoid" or (kind == "center" and inputs[6] == "kmedoids")
     weight = None if gathers else pool_weight
     wants = weight is not None and ctx.needs_input_grad[2]
-    ctx.save_for_backward(source, weight, *((x, tokens) if wants else (None, None)))
+    ctx.save_for_backward(source, weight, total, *((x, tokens) if wants else (None, None)))
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor, *_ignored: Any) -> tuple[Tensor | None, ...]:
-    source, weight, x, tokens = ctx.saved_tensors
-    grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), source, x, tokens, weight, ctx.backend)
+    source, weight, total, x, tokens = ctx.saved_tensors
+    grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), source, x, tokens, weight, total, ctx.backend)
     return grad_x, None, grad_weight if x is not None else None, *[None] * 8
 
 

@@ -7,39 +7,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import launch
+from . import segments
 from .pooling import cluster_mean as cluster_mean_torch
 from .precision import compute_dtype, full_precision
 from .samples import member_weight, of_cluster
 
 
 @torch.library.custom_op("tpkernels::cluster_mean", mutates_args=())
-def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> Tensor:
+def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    """Means [B, K, D], and what the shares of a cluster's members are taken of, [B, K] float32 ([B, 0] from torch).
+
+    The total is the sum of the weights; minus the number of members where that is 0 and they count equally.
+    """
     if backend == "triton":
-        return launch.cluster_mean(x, label, k, weight)
+        return segments.cluster_mean(x, label, k, weight)
     with full_precision(x):
-        return cluster_mean_torch(x, label, k, weight)
+        return cluster_mean_torch(x, label, k, weight), _no_total(x)
+
+
+def _no_total(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], 0, dtype=torch.float32)
 
 
 @cluster_mean.register_fake
-def _(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> Tensor:
-    return x.new_empty(x.shape[0], k, x.shape[2])
+def _(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    total = x.new_empty(x.shape[0], k, dtype=torch.float32) if backend == "triton" else _no_total(x)
+    return x.new_empty(x.shape[0], k, x.shape[2]), total
 
 
 @torch.library.custom_op("tpkernels::cluster_mean_backward", mutates_args=())
 def cluster_mean_backward(
-    grad: Tensor, label: Tensor, x: Tensor | None, mean: Tensor | None, weight: Tensor | None, backend: str
+    grad: Tensor,
+    label: Tensor,
+    x: Tensor | None,
+    mean: Tensor | None,
+    weight: Tensor | None,
+    total: Tensor,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `mean = cluster_mean(x, label, k, weight)` to x and, where x and mean are given, to weight."""
+    """Gradients of `cluster_mean(x, label, k, weight)`, which gave mean and total, to x and, with x and mean, to weight."""
     if backend == "triton":
-        return launch.cluster_mean_backward(grad, label, x, mean, weight)
+        return segments.cluster_mean_backward(grad, label, x, mean, weight, total)
     with full_precision(grad):
         return mean_backward_torch(grad, label, x, mean, weight)
 
 
 @cluster_mean_backward.register_fake
 def _(
-    grad: Tensor, label: Tensor, x: Tensor | None, mean: Tensor | None, weight: Tensor | None, backend: str
+    grad: Tensor,
+    label: Tensor,
+    x: Tensor | None,
+    mean: Tensor | None,
+    weight: Tensor | None,
+    total: Tensor,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     shape = label.shape
     grad_weight = (
@@ -72,15 +93,17 @@ def mean_backward_torch(
     return grad_x, grad_weight.to(weight.dtype)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, label, _, weight, ctx.backend = inputs
+    mean, total = output
     wants = weight is not None and ctx.needs_input_grad[3]
-    ctx.save_for_backward(label, weight, *((x, output) if wants else (None, None)))
+    ctx.save_for_backward(label, weight, total, *((x, mean) if wants else (None, None)))
+    ctx.mark_non_differentiable(total)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    label, weight, x, mean = ctx.saved_tensors
-    grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), label, x, mean, weight, ctx.backend)
+def _backward(ctx: Any, grad: Tensor, _total: Tensor) -> tuple[Tensor | None, ...]:
+    label, weight, total, x, mean = ctx.saved_tensors
+    grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), label, x, mean, weight, total, ctx.backend)
     return grad_x, None, None, grad_weight if x is not None else None, None
 
 

@@ -1,0 +1,78 @@
+"""How the resident kernels are launched: block sizes and warps from a problem's shape and a device's limits.
+
+Nothing here depends on the batch: a sample's numbers are the same whatever batch it is in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .limits import Limits
+
+# Shared memory of devices whose tensor cores read both factors from it.
+LARGE_SHARED = 200 << 10
+
+
+class ResidentConfig(NamedTuple):
+    """tile, block_d: rows and channels of a tile of the Gram matrix; rows: rows of N x N held at a time;
+    segment: sorted tokens averaged at a time; num_warps, num_stages: Triton's; per_processor: programs on one."""
+
+    tile: int
+    block_d: int
+    rows: int
+    segment: int
+    num_warps: int
+    num_stages: int
+    per_processor: int
+
+    def shared_bytes(self, element: int) -> int:
+        """Shared memory that the tiles of the Gram matrix may take, in a type of so many bytes."""
+        return self.num_stages * 2 * self.tile * self.block_d * element + self.tile * self.tile * 4
+
+
+def power_of_two(n: int, least: int) -> int:
+    """The lowest power of two that is at least n and at least `least`."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def resident_config(n: int, k: int, dtype: torch.dtype, limits: Limits, *, interpreted: bool = False) -> ResidentConfig:
+    """The configuration for N tokens and K clusters."""
+    width = power_of_two(n, 16)
+    if interpreted:
+        # The interpreter pays for every operation, not for what it holds.
+        return ResidentConfig(min(64, width), 64, max(2, min(width, 16384 // width)), 16, 4, 1, 2)
+    return candidates(n, k, dtype, limits)[0]
+
+
+def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[ResidentConfig]:
+    """Configurations that fit the device, the heuristic choice first: what autotuning measures."""
+    width = power_of_two(n, 16)
+    element = torch.empty(0, dtype=dtype).element_size()
+    large = limits.shared_bytes >= LARGE_SHARED
+    channels = 64 if element == 2 else 32 if large else 16
+    if width < 128:
+        # Small samples give many lanes nothing to do, and make code that is as long.
+        shapes = [(4, 2048, 32, channels // 2, 2), (2, 1024, 32, channels // 2, 4), (4, 2048, 64, channels // 2, 2)]
+    elif limits.warp > 32:
+        shapes = [(4, 4096, 64, channels, 1), (4, 2048, 64, channels, 1), (8, 4096, 64, channels, 1)]
+    else:
+        shapes = [
+            (8, 4096, 64, channels, 1),
+            (4, 2048, 64, channels, 2),
+            (8, 2048, 64, channels, 1),
+            (4, 1024, 64, channels, 2),
+            (4, 2048, 32, channels, 2),
+            (8, 4096, 128, channels, 1),
+            (8, 8192, 64, channels, 1),
+            (16, 8192, 64, channels, 1),
+            (8, 4096, 64, channels // 2, 1),
+        ]
+    found = []
+    for warps, held, tile, block_d, per_processor in shapes:
+        rows = max(2, min(width, held // width))
+        config = ResidentConfig(min(tile, width), max(16, block_d), rows, 16, warps, 2, per_processor)
+        if config.shared_bytes(element) * per_processor <= limits.shared_bytes and config not in found:
+            found.append(config)
+    return found or [ResidentConfig(16, 16, max(2, min(width, 1024 // width)), 16, 4, 1, 1)]
