@@ -1,7 +1,7 @@
-"""Every kernel compiles for GPUs that need not be there, as `ops/launch.py` would launch it on them.
+"""The compile gate: every kernel compiles for GPUs that need not be there, and what it takes of them is read right.
 
-This file run as a program does the compiling, in a process where Triton interprets nothing: it calls the launchers on
-tensors without data that say they are on a GPU, and takes the arguments that reach the kernels.
+`python -m benchmarks compile` goes through every configuration for every target and is part of `.ci/run`; here a few
+calls of the launchers go through it, for one NVIDIA and one AMD GPU, and kernels that do not fit.
 """
 
 from __future__ import annotations
@@ -18,231 +18,112 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = {
-    "sm_80": ("cuda", 80, 32),
-    "sm_90": ("cuda", 90, 32),
-    "sm_100": ("cuda", 100, 32),
-    "gfx942": ("hip", "gfx942", 64),
-}
-# The least that a block may have on the devices named: gfx942's local memory. Consumer GPUs have 99 KB.
-SHARED_LIMIT = 64 * 1024
-KERNELS = {"resident_kernel", "cluster_mean_kernel", "cluster_mean_backward_kernel"}
+TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942", "sm_80-99k", "sm_80-64k"}
+TENSOR_CORES = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
-def resident_calls() -> list[dict[str, Any]]:
-    """A sample of the resident kernel's flags in which each value of each meets each dtype, and the largest tiles."""
-    small, large = {"n": 49, "d": 48, "k": 34}, {"n": 1000, "d": 1536, "k": 700}
-    vit = {"n": 196, "d": 384, "k": 98}
-    return [
-        {**vit, "dtype": "bfloat16", "method": "kmedoids", "output": "mean", "weighted": True, "init": "topk"},
-        {**vit, "dtype": "bfloat16", "method": "kmeans", "output": "center", "masked": True, "init": "given"},
-        {**vit, "dtype": "float16", "method": "kmeans", "output": "mean", "pool_weighted": True, "init": "topk"},
-        {**small, "dtype": "float16", "method": "kmedoids", "output": "center", "masked": True, "init": "given"},
-        {**small, "dtype": "float32", "method": "kmeans", "output": "medoid", "weighted": True, "init": "topk"},
-        {**large, "dtype": "float32", "method": "kmedoids", "output": "medoid", "init": "given"},
-        {
-            **large,
-            "dtype": "float32",
-            "method": "kmeans",
-            "output": "center",
-            "weighted": True,
-            "pool_weighted": True,
-            "masked": True,
-            "init": "topk",
-        },
-        # Odd sizes and strides that no vector load fits.
-        {
-            "n": 5,
-            "d": 3,
-            "k": 2,
-            "dtype": "float32",
-            "method": "kmedoids",
-            "output": "mean",
-            "odd": True,
-            "init": "topk",
-        },
-    ]
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """A Python program in which Triton interprets nothing."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    env |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, *command], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
-def mean_calls() -> list[dict[str, Any]]:
-    return [
-        {"dtype": "float32", "weighted": True},
-        {"dtype": "bfloat16", "weighted": False},
-        {"dtype": "float16", "weighted": True, "odd": True},
-    ]
+def names_of_kernels() -> set[str]:
+    """The kernels that launchers import, by the package's own text."""
+    text = "".join(path.read_text() for path in (ROOT / "tpkernels" / "ops").glob("*.py"))
+    imported = re.findall(r"from \.\.kernels\.\w+ import ([\w, ]+)$", text, flags=re.M)
+    return {name for names in imported for name in re.findall(r"\w+_kernel\b", names)}
 
 
-def test_the_sample_covers_the_flags() -> None:
-    calls = resident_calls()
-    for name, values in {
-        "method": {"kmeans", "kmedoids"},
-        "output": {"center", "mean", "medoid"},
-        "dtype": {"float32", "float16", "bfloat16"},
-        "init": {"topk", "given"},
-        "weighted": {True, False},
-        "pool_weighted": {True, False},
-        "masked": {True, False},
-    }.items():
-        assert {call.get(name, False) for call in calls} == values
-    pairs = {(call["method"], call["output"]) for call in calls}
-    assert len(pairs) == 6
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the gate says of a few calls."""
+    path = tmp_path_factory.mktemp("gate") / "rows.json"
+    run("-m", "benchmarks.compile", "--smoke", "--targets", "sm_90,gfx942", "--json", str(path))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def taken() -> dict[tuple[str, str], dict[str, Any]]:
+    """What the kernels of `hungry.py` take, by case and target."""
+    done = run("tests/hungry.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(row["case"], row["target"]): row for row in found}
+
+
+def test_the_calls_cover_what_there_is() -> None:
+    from benchmarks.calls import LAUNCHERS, calls
+
+    assert {call.launcher for call in calls()} == set(LAUNCHERS)
+    assert len({call.name for call in calls()}) == len(calls())
+    for launcher, methods in (("resident", {"ward", "kmeans", "kmedoids"}), ("streaming", {"kmeans", "kmedoids"})):
+        some = [call for call in calls() if call.launcher == launcher]
+        assert {call.dtype for call in some} == {"float32", "float16", "bfloat16"}
+        assert {call.options["method"] for call in some} == methods
+        assert {call.options["output"] for call in some} == {"center", "mean", "medoid"}
+        for flag in ("weighted", "pool_weighted", "masked"):
+            assert {call.options.get(flag, False) for call in some} == {True, False}
+    resident = [call for call in calls() if call.launcher == "resident"]
+    assert {call.options["init"] for call in resident} == {"ward", "topk", "farthest", "strided", "given"}
+    assert len({(call.options["method"], call.options["output"]) for call in resident}) == 9
+
+
+def test_the_targets_have_the_limits_that_configurations_are_for() -> None:
+    from benchmarks.targets import TARGETS as known
+
+    assert set(known) == TARGETS
+    kilobytes = {name: target.limits.shared_bytes // 1024 for name, target in known.items()}
+    assert kilobytes == {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64, "sm_80-99k": 99, "sm_80-64k": 64}
+
+
+def test_faults_of_a_row() -> None:
+    from benchmarks.compile import faults
+
+    row = {"target": "gfx942", "error": None, "shared": 65536, "spilled": 0}
+    assert faults(row) == []
+    assert faults(row | {"shared": 65537}) == ["shared memory: expected at most 65536 bytes, got 65537"]
+    assert faults(row | {"target": "sm_80-99k", "shared": 101377}) != []
+    assert "got 513" in faults(row | {"target": "sm_100", "tensor_memory": 513})[0]
+    assert "got 8 bytes" in faults(row | {"spilled": 8})[0]
+    assert "does not compile: no" in faults({"target": "sm_90", "error": "no"})[0]
+
+
+@pytest.mark.compile
+def test_nothing_to_compile_is_a_failure() -> None:
+    done = run("-m", "benchmarks.compile", "--calls", "^mean", "--targets", "sm_90", "--kernels", "no_such_kernel")
+    assert done.returncode == 1
+    assert "no_such_kernel" in done.stderr
+    assert run("-m", "benchmarks.compile", "--targets", "sm_12").returncode == 2
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("target", sorted(TENSOR_CORES))
+def test_what_a_kernel_takes_is_read(taken: dict[tuple[str, str], dict[str, Any]], target: str) -> None:
+    from benchmarks.targets import family
+
+    product, copy, spills = (taken[case, target] for case in ("product", "copy", "spills"))
+    assert family(product["instructions"]) == TENSOR_CORES[target]
+    assert family(copy["instructions"]) == family(spills["instructions"]) == "-"
+    assert product["spilled"] == copy["spilled"] == 0
+    assert spills["spilled"] > 100
+    assert copy["registers"] < product["registers"]
+    assert copy["shared"] < product["shared"] <= spills["shared"] == 65536
 
 
 @pytest.mark.compile
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_every_kernel_compiles_for_every_target(tmp_path: Path) -> None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
-    # A cache of its own: nothing compiled before stands in for compiling.
-    env |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {row["kernel"] for row in rows} == KERNELS == set(every_kernel())
-    assert {row["target"] for row in rows} == set(TARGETS)
+def test_every_kernel_compiles(rows: list[dict[str, Any]]) -> None:
+    for target in ("sm_90", "gfx942"):
+        assert {row["kernel"] for row in rows if row["target"] == target} == names_of_kernels()
+    faults = {(row["kernel"], row["case"], row["target"]): row["faults"] for row in rows if row["faults"]}
+    assert not faults
+    # Products are on tensor cores wherever there are any.
     for row in rows:
-        assert row["binary"] > 0, row
-        assert row["shared"] <= SHARED_LIMIT, row
-        assert row["num_warps"] == 4, row
-    # Each target compiled each call, in the precision that launches ask for.
-    count = {name: sum(row["target"] == name for row in rows) for name in TARGETS}
-    assert set(count.values()) == {len(resident_calls()) + 2 * len(mean_calls())}
-    dots = {(row["target"], row["precision"]) for row in rows if row["precision"]}
-    assert dots == {
-        *((name, "tf32x3") for name in ("sm_80", "sm_90", "sm_100")),
-        ("gfx942", "ieee"),
-    }
-
-
-def every_kernel() -> list[str]:
-    """Names of the jitted functions that `ops/launch.py` launches, by its own imports."""
-    text = (ROOT / "tpkernels" / "ops" / "launch.py").read_text()
-    return re.findall(r"^    from \.\.kernels\.\w+ import (\w+)$", text, flags=re.M)
-
-
-class Recorder:
-    """Stands in for a kernel and keeps the arguments of its launches."""
-
-    def __init__(self, kernel: Any, calls: list[tuple[Any, tuple, dict]]) -> None:
-        self.kernel, self.calls = kernel, calls
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        assert len(grid) == 1
-        return lambda *args, **kwargs: self.calls.append((self.kernel, args, kwargs))
-
-
-def source_of(kernel: Any, args: tuple, kwargs: dict) -> tuple[Any, dict[str, Any]]:
-    """The source and the options of a launch, specialised as the launch would be: on ones and on multiples of 16."""
-    import torch
-    from triton.compiler import ASTSource
-
-    types = {
-        torch.float32: "*fp32",
-        torch.float16: "*fp16",
-        torch.bfloat16: "*bf16",
-        torch.int64: "*i64",
-        torch.int32: "*i32",
-        torch.uint8: "*u8",
-    }
-    options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
-    signature, constants, attributes = {}, {}, {}
-    given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-    assert set(given) == set(kernel.arg_names), set(kernel.arg_names) ^ set(given)
-    for place, name in enumerate(kernel.arg_names):
-        value = given[name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = types[value.dtype]
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        elif name in kwargs or value == 1:
-            signature[name], constants[(place,)] = "constexpr", value
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
-    return ASTSource(kernel, signature, constants, attributes), options
-
-
-def launches(hip: bool) -> list[tuple[Any, tuple, dict]]:
-    """What the launchers hand to the kernels for the sampled calls on a GPU."""
-    from contextlib import nullcontext
-
-    import torch
-
-    from tpkernels.kernels import pooling, resident
-    from tpkernels.ops import launch
-
-    calls: list[tuple[Any, tuple, dict]] = []
-    kept: list[tuple[Any, str, Any]] = []
-
-    def put(owner: Any, name: str, value: Any) -> None:
-        kept.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
-
-    put(resident, "resident_kernel", Recorder(resident.resident_kernel, calls))
-    put(pooling, "cluster_mean_kernel", Recorder(pooling.cluster_mean_kernel, calls))
-    put(pooling, "cluster_mean_backward_kernel", Recorder(pooling.cluster_mean_backward_kernel, calls))
-    put(launch, "_programs", lambda x, floats: 264)
-    put(launch, "_on_device", lambda x: nullcontext())
-    put(torch.version, "hip", "6.0" if hip else None)
-
-    class OnGPU(torch.Tensor):
-        """A tensor without data that says it is on a GPU."""
-
-        is_cuda = True  # type: ignore[assignment]
-
-    def tokens(call: dict[str, Any], n: int, d: int) -> torch.Tensor:
-        odd = call.get("odd", False)
-        x = torch.empty(8, n + 1, d + odd, dtype=getattr(torch, call["dtype"]), device="meta")
-        return x[:, 1:, odd:].as_subclass(OnGPU)
-
-    def some(wanted: bool, n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
-        return torch.empty(8, n, dtype=dtype, device="meta") if wanted else None
-
-    for call in resident_calls():
-        n, k, init = call["n"], call["k"], call["init"]
-        launch.cluster(
-            tokens(call, n, call["d"]),
-            some(call.get("weighted", False), n),
-            some(call.get("pool_weighted", False), n),
-            some(call.get("masked", False), n, torch.bool),
-            some(init == "given", k, torch.int64),
-            k,
-            call["method"],
-            init,
-            call["output"],
-            5,
-        )
-    for call in mean_calls():
-        x, label, w = tokens(call, 196, 384), some(True, 196, torch.int64), some(call["weighted"], 196)
-        mean = launch.cluster_mean(x, label, 98, w)
-        grad = torch.empty_like(mean).as_subclass(OnGPU)
-        launch.cluster_mean_backward(grad, label, *((x, mean, w) if w is not None else (None, None, None)))
-    for owner, name, value in reversed(kept):
-        setattr(owner, name, value)
-    return calls
-
-
-def main() -> None:
-    """Compiles, and prints one row of JSON for each kernel, call and target."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import compile
-
-    for name, target in TARGETS.items():
-        for kernel, args, kwargs in launches(hip=target[0] == "hip"):
-            precision = kwargs.get("PRECISION")
-            source, options = source_of(kernel, args, dict(kwargs))
-            built = compile(source, target=GPUTarget(*target), options=options)
-            binary = built.asm["hsaco" if target[0] == "hip" else "cubin"]
-            row = {
-                "target": name,
-                "kernel": kernel.__name__,
-                "precision": precision,
-                "shared": built.metadata.shared,
-                "num_warps": built.metadata.num_warps,
-                "binary": len(binary),
-            }
-            print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        if row["kernel"] in ("resident_kernel", "gram_kernel", "assign_kernel"):
+            assert row["tensor_cores"] != "-", row
+        if row["config"].get("PRECISION"):
+            assert row["config"]["PRECISION"] == ("'ieee'" if row["target"] == "gfx942" else "'tf32x3'")

@@ -56,7 +56,8 @@ def segment_means(
         o_d = c + tl.arange(0, BD)
         b_carry = tl.zeros((BD,), tl.float32)
         carried = -1
-        for t in range(0, count, S):
+        # Not pipelined: no load of scratch runs ahead of a barrier.
+        for t in tl.range(0, count, S, num_stages=1):
             m_t = t + o_t < count
             b_token = tl.load(p_order + t + o_t, mask=m_t, other=0)
             b_label = tl.load(p_label + b_token, mask=m_t, other=-1)

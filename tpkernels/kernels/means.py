@@ -14,14 +14,14 @@ from .averages import segment_means, sort_members
 @triton.jit
 def update_means(
     p_gram, p_weight, p_label, p_order, p_first, p_total, p_product, p_square, p_stamp, turn, n, k, ld,
-    NP: tl.constexpr, R: tl.constexpr, S: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+    NP: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes S [K, ld], c.c [K] and the turn of the update [K] of every slot with members; the others keep theirs."""
     sort_members(p_label, p_weight, p_order, p_first, p_total, n, k, NP, R)
     count = tl.load(p_first + k)
     segment_means(
         p_gram, p_label, p_weight, p_order, p_first, p_total, p_product, count, 0, n, ld, 1, ld,
-        S, BD, PRECISION, False,
+        S, P, PRECISION, False,
     )  # fmt: skip
     tl.debug_barrier()
     o_n = tl.arange(0, NP)

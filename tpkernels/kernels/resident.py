@@ -30,7 +30,7 @@ def resident_kernel(
     stride_b, stride_n, stride_d, stride_wb, stride_wn, stride_pb, stride_pn, stride_mb, stride_mn,
     stride_sb, stride_sk,
     NP: tl.constexpr, KP: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    METHOD: tl.constexpr, INIT: tl.constexpr, OUTPUT: tl.constexpr, WEIGHTED: tl.constexpr,
+    P: tl.constexpr, METHOD: tl.constexpr, INIT: tl.constexpr, OUTPUT: tl.constexpr, WEIGHTED: tl.constexpr,
     POOL_WEIGHTED: tl.constexpr, MASKED: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -65,11 +65,11 @@ def resident_kernel(
             p_assignment, p_source, p_medoids, p_loss, p_n_iter, p_heights, p_total, p_floats, p_ints, p_gram,
             b, n, k, max_iter, ld,
             stride_wb, stride_wn, stride_pb, stride_pn, stride_mb, stride_mn, stride_sb, stride_sk,
-            NP, KP, R, S, METHOD, INIT, OUTPUT, WEIGHTED, POOL_WEIGHTED, MASKED, PRECISION,
+            NP, KP, R, S, P, METHOD, INIT, OUTPUT, WEIGHTED, POOL_WEIGHTED, MASKED, PRECISION,
         )  # fmt: skip
         pool_sample(
             p_x + b * stride_b, p_tokens + b * k * d, p_floats, p_ints, n, 0, d, d, k, stride_n, stride_d,
-            NP, KP, S, BD, METHOD, OUTPUT, PRECISION,
+            NP, KP, S, P, METHOD, OUTPUT, PRECISION,
         )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def cluster_kernel(
     stride_b, stride_n, stride_d, stride_wb, stride_wn, stride_pb, stride_pn, stride_mb, stride_mn,
     stride_sb, stride_sk,
     NP: tl.constexpr, KP: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    METHOD: tl.constexpr, INIT: tl.constexpr, OUTPUT: tl.constexpr, WEIGHTED: tl.constexpr,
+    P: tl.constexpr, METHOD: tl.constexpr, INIT: tl.constexpr, OUTPUT: tl.constexpr, WEIGHTED: tl.constexpr,
     POOL_WEIGHTED: tl.constexpr, MASKED: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -133,22 +133,22 @@ def cluster_kernel(
         p_assignment, p_source, p_medoids, p_loss, p_n_iter, p_heights, p_total, p_floats, p_ints, p_gram,
         b, n, k, max_iter, ld,
         stride_wb, stride_wn, stride_pb, stride_pn, stride_mb, stride_mn, stride_sb, stride_sk,
-        NP, KP, R, S, METHOD, INIT, OUTPUT, WEIGHTED, POOL_WEIGHTED, MASKED, PRECISION,
+        NP, KP, R, S, P, METHOD, INIT, OUTPUT, WEIGHTED, POOL_WEIGHTED, MASKED, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit
 def pool_kernel(
     p_x, p_tokens, p_floats, p_ints, n, d, k, floats, ints, stride_b, stride_n, stride_d,
-    NP: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, BD: tl.constexpr, METHOD: tl.constexpr,
+    NP: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, P: tl.constexpr, METHOD: tl.constexpr,
     OUTPUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Third of three: a program pools BD channels of a sample."""
-    parts = tl.cdiv(d, BD)
+    """Third of three: a program pools P channels of a sample."""
+    parts = tl.cdiv(d, P)
     b = tl.program_id(0).to(tl.int64) // parts
-    first_d = tl.program_id(0) % parts * BD
+    first_d = tl.program_id(0) % parts * P
     pool_sample(
         p_x + b * stride_b, p_tokens + b * k * d, p_floats + b * floats, p_ints + b * ints,
-        n, first_d, tl.minimum(first_d + BD, d), d, k, stride_n, stride_d,
-        NP, KP, S, BD, METHOD, OUTPUT, PRECISION,
+        n, first_d, tl.minimum(first_d + P, d), d, k, stride_n, stride_d,
+        NP, KP, S, P, METHOD, OUTPUT, PRECISION,
     )  # fmt: skip

@@ -57,7 +57,7 @@ def cluster_sample(
     p_in_weight, p_in_pool, p_mask, p_start,
     p_assignment, p_source, p_medoids, p_loss, p_n_iter, p_heights, p_out_total, p_floats, p_ints, p_gram,
     b, n, k, max_iter, ld, stride_wb, stride_wn, stride_pb, stride_pn, stride_mb, stride_mn, stride_sb, stride_sk,
-    NP: tl.constexpr, KP: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    NP: tl.constexpr, KP: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr,
     METHOD: tl.constexpr, INIT: tl.constexpr, OUTPUT: tl.constexpr, WEIGHTED: tl.constexpr,
     POOL_WEIGHTED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -138,7 +138,7 @@ def cluster_sample(
                 else:
                     update_means(
                         p_gram, p_weight, p_label, p_order, p_first, p_total, p_product, p_square, p_stamp, turn,
-                        n, k, ld, NP, R, S, 64, PRECISION,
+                        n, k, ld, NP, R, S, min(P, NP), PRECISION,
                     )  # fmt: skip
                     assign_means(p_norm, p_product, p_square, p_label, p_cost, b_valid, n, k, ld, NP, R)
                 updates = turn
@@ -242,7 +242,7 @@ def _fill_empty(
 @triton.jit
 def pool_sample(
     p_x, p_tokens, p_floats, p_ints, n, first_d, last_d, d, k, stride_n, stride_d,
-    NP: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, BD: tl.constexpr, METHOD: tl.constexpr,
+    NP: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, P: tl.constexpr, METHOD: tl.constexpr,
     OUTPUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes channels first_d..last_d of the pooled tokens [K, D]."""
@@ -251,8 +251,8 @@ def pool_sample(
         for s in range(0, k, S):
             o_s = s + tl.arange(0, S)
             b_m = tl.load(p_token + o_s, mask=o_s < k, other=NP)
-            for c in range(first_d, last_d, BD):
-                o_d = c + tl.arange(0, BD)
+            for c in range(first_d, last_d, P):
+                o_d = c + tl.arange(0, P)
                 b_x = load_tokens(p_x, b_m, o_d, b_m < NP, last_d, stride_n, stride_d)
                 o_out = o_s.to(tl.int64)[:, None] * d + o_d[None, :]
                 m_out = (o_s < k)[:, None] & (o_d < last_d)[None, :]
@@ -262,7 +262,7 @@ def pool_sample(
         p_total = p_floats + 11 * NP + KP
         segment_means(
             p_x, p_label, p_pool, p_order, p_first, p_total, p_tokens, tl.load(p_first + k), first_d, last_d,
-            stride_n, stride_d, d, S, BD, PRECISION, True,
+            stride_n, stride_d, d, S, P, PRECISION, True,
         )  # fmt: skip
         o_k = tl.arange(0, KP)
         b_first = tl.load(p_first + o_k, mask=o_k < k, other=-1)
@@ -270,5 +270,5 @@ def pool_sample(
         if tl.sum((b_first == b_next).to(tl.int32), 0) > 0:
             _fill_empty(
                 p_x, p_tokens, p_pool, p_first, p_token, p_stamp, p_history, n, k, first_d, last_d, d,
-                stride_n, stride_d, NP, S, BD, METHOD == MEANS and OUTPUT == CENTER,
+                stride_n, stride_d, NP, S, P, METHOD == MEANS and OUTPUT == CENTER,
             )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -15,7 +17,20 @@ CLUSTERERS = ("ward", "kmeans", "kmedoids")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # One program holds a row of so many distances at a time; see kernels/resident.py.
 RESIDENT_TOKENS = 1024
-TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+# The first release whose loops can be told to keep nothing in registers from one sample to the next.
+TRITON_NEEDED = (3, 5)
+
+
+@functools.cache
+def triton_release() -> tuple[int, ...] | None:
+    """Major and minor number of the installed Triton, without importing it; None where there is none."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        return tuple(int(part) for part in version("triton").split(".")[:2])
+    except PackageNotFoundError:
+        # A build from source that left no metadata is its developer's, and new.
+        return TRITON_NEEDED
 
 
 def interpreting() -> bool:
@@ -44,8 +59,11 @@ def why_not_triton(
 ) -> str | None:
     """The reason why the Triton kernels can't take this call; None if they can."""
     device = torch.device(device)
-    if not TRITON_INSTALLED:
+    release = triton_release()
+    if release is None:
         return "Triton is not installed"
+    if release < TRITON_NEEDED:
+        return "the kernels need Triton {}.{}, {}.{} is installed".format(*TRITON_NEEDED, *release)
     if device.type == "cpu" and not interpreting():
         return "the tensors are on the CPU (set TRITON_INTERPRET=1 before the first import to run the kernels there)"
     if device.type not in ("cpu", "cuda"):

@@ -17,12 +17,14 @@ LARGE_SHARED = 200 << 10
 
 class ResidentConfig(NamedTuple):
     """tile, block_d: rows and channels of a tile of the Gram matrix; rows: rows of N x N held at a time;
-    segment: sorted tokens averaged at a time; num_warps, num_stages: Triton's; per_processor: programs on one."""
+    segment, pooled: sorted tokens and channels averaged at a time; num_warps, num_stages: Triton's; per_processor:
+    programs on one."""
 
     tile: int
     block_d: int
     rows: int
     segment: int
+    pooled: int
     num_warps: int
     num_stages: int
     per_processor: int
@@ -42,7 +44,7 @@ def resident_config(n: int, k: int, dtype: torch.dtype, limits: Limits, *, inter
     width = power_of_two(n, 16)
     if interpreted:
         # The interpreter pays for every operation, not for what it holds.
-        return ResidentConfig(min(64, width), 64, max(2, min(width, 16384 // width)), 16, 4, 1, 2)
+        return ResidentConfig(min(64, width), 64, max(2, min(width, 16384 // width)), 16, 64, 4, 1, 2)
     return candidates(n, k, dtype, limits)[0]
 
 
@@ -51,7 +53,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
     width = power_of_two(n, 16)
     element = torch.empty(0, dtype=dtype).element_size()
     large = limits.shared_bytes >= LARGE_SHARED
-    channels = 64 if element == 2 else 32 if large else 16
+    channels = (64 if large else 32) * 2 // element
     if width < 128:
         # Small samples give many lanes nothing to do, and make code that is as long.
         shapes = [(4, 2048, 32, channels // 2, 2), (2, 1024, 32, channels // 2, 4), (4, 2048, 64, channels // 2, 2)]
@@ -72,7 +74,9 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
     found = []
     for warps, held, tile, block_d, per_processor in shapes:
         rows = max(2, min(width, held // width))
-        config = ResidentConfig(min(tile, width), max(16, block_d), rows, 16, warps, 2, per_processor)
+        config = ResidentConfig(
+            min(tile, width), max(16, block_d), rows, 16, held // (16 if large else 32), warps, 2, per_processor
+        )
         if config.shared_bytes(element) * per_processor <= limits.shared_bytes and config not in found:
             found.append(config)
-    return found or [ResidentConfig(16, 16, max(2, min(width, 1024 // width)), 16, 4, 1, 1)]
+    return found or [ResidentConfig(16, 16, max(2, min(width, 1024 // width)), 16, 64, 4, 1, 1)]

@@ -45,7 +45,7 @@ def cluster_mean_backward(
     total: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `cluster_mean(x, label, k, weight)`, which gave mean and total, to x and, with x and mean, to weight."""
+    """Gradients of the means that `cluster_mean` made with this total: to x and, with x and mean given, to weight."""
     if backend == "triton":
         return segments.cluster_mean_backward(grad, label, x, mean, weight, total)
     with full_precision(grad):

@@ -139,7 +139,7 @@ def cluster(
     kinds = {
         "METHOD": codes[method].value, "INIT": begins[init if method != "ward" else "topk"].value,
         "OUTPUT": codes[output].value, "WEIGHTED": weight is not None, "POOL_WEIGHTED": pool_weight is not None,
-        "R": config.rows, "S": config.segment,
+        "R": config.rows, "S": config.segment, "P": config.pooled,
     }  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if x.is_cuda and torch.version.hip is None:
@@ -186,8 +186,8 @@ def _three(
         x, flags, room, counters, n, d, line, floats, ints, *x.stride(), *steps[4:6], **tiles, **options
     )
     cluster_kernel[(b,)](*fills, *outs, room, counters, *sizes, *x.stride(), *steps, **tiles, **kinds, **options)
-    pool_kernel[(b * -(-d // tiles["BD"]),)](
+    pool_kernel[(b * -(-d // kinds["P"]),)](
         x, out, room, counters, n, d, k, floats, ints, *x.stride(),
-        **{name: tiles[name] for name in ("NP", "KP", "BD", "PRECISION")},
-        **{name: kinds[name] for name in ("S", "METHOD", "OUTPUT")}, **options,
+        **{name: tiles[name] for name in ("NP", "KP", "PRECISION")},
+        **{name: kinds[name] for name in ("S", "P", "METHOD", "OUTPUT")}, **options,
     )  # fmt: skip

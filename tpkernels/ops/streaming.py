@@ -54,6 +54,8 @@ def assign_config(b: int, n: int, k: int, d: int, limits: Limits) -> dict[str, i
         stages -= limits.warp == 64
         # Both halves, of two bytes. Small devices hold tokens in registers and have one half pass by.
         need = 4 * step * ((bn if large else bn / 2) + stages * bk if hold else stages * (bn + bk))
+        # Some compilers keep most of another stage of a wide loop in shared memory.
+        need *= 1 if hold else 1.25
         too_wide = hold and not large and step > 64 and bn + bk > 192
         idle = bn > 64 and b * -(-n // bn) < limits.processors
         if need <= limits.shared_bytes and not too_wide and not idle:

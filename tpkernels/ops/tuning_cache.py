@@ -40,6 +40,7 @@ RANGES = {
     "block_d": (16, 256, True),
     "rows": (2, 1024, True),
     "segment": (16, 256, True),
+    "pooled": (16, 1024, True),
     "num_warps": (1, 32, True),
     "num_stages": (1, 8, False),
     "per_processor": (1, 32, False),

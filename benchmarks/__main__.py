@@ -1,0 +1,115 @@
+"""`python -m benchmarks`: kernels, scaling, peers, plots, report, all; compile and autotune are passed on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+GROUPS = ("kernels", "scaling", "peers")
+PASSED_ON = {"compile": "build every kernel for every target, without a GPU", "autotune": "measure configurations here"}
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = root.add_subparsers(dest="command", required=True, metavar="command")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", help="cpu, cuda or cuda:<index> (default: the first GPU, else the CPU)")
+    common.add_argument("--output", type=Path, default=RESULTS, help="folder for CSV and PNG (default: %(default)s)")
+    common.add_argument("--quick", action="store_true", help="tiny cases, to see within seconds that all of it runs")
+    common.add_argument("--repeats", type=int, help="times that each call is timed at most (default: 30, on CUDA 100)")
+    common.add_argument("--budget", type=float, default=2.0, help="seconds a provider may spend on one case's repeats")
+    common.add_argument("--threads", type=int, help="threads of every library on the CPU (default: theirs)")
+    common.add_argument("--case", help="only cases whose name or shape contains this text")
+    common.add_argument("--provider", help="only providers whose name contains this text")
+    common.add_argument(
+        "--document", type=Path, help="where report puts its tables (default: docs/benchmarks.md; with --quick nowhere)"
+    )
+    helps = {
+        "kernels": "images of tokens in batches: this library's backends and PyTorch's own means",
+        "scaling": "large samples: time per iteration and memory as N and B grow",
+        "peers": "other packages on the same inputs",
+        "plots": "draw the results as PNG",
+        "report": "the results as tables, into the document between its markers",
+        "all": "kernels, scaling, peers, plots, report; before them compile where there is a GPU",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, parents=[common], help=text)
+        if name == "all":
+            command.add_argument(
+                "--compile", action=argparse.BooleanOptionalAction, help="run the compile gate first (default: on CUDA)"
+            )
+    for name, text in PASSED_ON.items():
+        commands.add_parser(name, add_help=False, help=f"{text} (has arguments of its own)")
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 1 where a result was wrong or failed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in PASSED_ON:
+        return _pass_on(argv[0], argv[1:])
+    options = parser().parse_args(argv)
+    _check(options)
+    # Libraries read these when they are first imported, which is why everything else is imported below.
+    if options.threads is not None:
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
+    # Torch's profiler, which counts memory and launches, tells of each start otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    from .errors import Refusal
+
+    try:
+        return _run(options)
+    except Refusal as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+
+
+def _pass_on(command: str, arguments: list[str]) -> int:
+    if command == "compile":
+        from . import compile as tool
+    else:
+        from . import autotune as tool
+    return tool.main(arguments) or 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("repeats", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise SystemExit(f"benchmarks: --{name}: expected at least 1, got {value}")
+    if options.budget <= 0:
+        raise SystemExit(f"benchmarks: --budget: expected seconds above 0, got {options.budget}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    status = 0
+    groups = GROUPS if options.command == "all" else (options.command,)
+    if options.command in ("all", *GROUPS):
+        from . import session
+
+        if options.command == "all" and session.wants_compile(options.compile, options.device):
+            status = _pass_on("compile", [])
+        red = session.measure(groups, options)
+        status = max(status, 1 if red else 0)
+    if options.command in ("all", "plots"):
+        from . import plots
+
+        for path in plots.draw(options.output, options.quick):
+            print(f"drawn: {path}")
+    if options.command in ("all", "report"):
+        from . import report
+
+        document = options.document or (None if options.quick else DOCUMENT)
+        print(report.write(options.output, document, options.quick))
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

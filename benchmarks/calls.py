@@ -1,0 +1,154 @@
+"""Calls of the launchers that the compile gate goes through: every kernel, method, start, output, dtype and flag.
+
+A call is data, and a function of its own says how its launcher takes it; where a launcher moves, this file follows.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# Launchers by what they do: module of `tpkernels.ops`, function.
+LAUNCHERS = {
+    "resident": ("resident", "cluster"),
+    "streaming": ("streaming", "cluster"),
+    "mean": ("segments", "cluster_mean"),
+    "backward": ("segments", "cluster_mean_backward"),
+}
+# Makes a tensor from its shape, dtype and oddness, see `launches.meta`.
+Make = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a launcher.
+
+    launcher: of LAUNCHERS; options: what it does; shape: batch, tokens, channels, clusters; odd: in strides and offsets
+    that no vector load fits; smoke: whether it is among the few that the race test compiles.
+    """
+
+    launcher: str
+    shape: tuple[int, int, int, int]
+    dtype: str = "bfloat16"
+    options: dict[str, Any] = field(default_factory=dict)
+    odd: bool = False
+    smoke: bool = False
+
+    @property
+    def name(self) -> str:
+        b, n, d, k = self.shape
+        words = [str(value if not isinstance(value, bool) else name) for name, value in self.options.items() if value]
+        words += ["odd"] if self.odd else []
+        return f"{self.launcher} {' '.join(words)} {self.dtype} B{b} N{n} D{d} K{k}".replace("  ", " ")
+
+    def make(self, tensor: Make) -> None:
+        """Makes the call on tensors that `tensor(*shape, dtype=, odd=)` makes."""
+        _CALLS[self.launcher](self, tensor)
+
+
+def launcher(name: str) -> Callable[..., Any]:
+    """The function that launches."""
+    module, function = LAUNCHERS[name]
+    return getattr(importlib.import_module(f"tpkernels.ops.{module}"), function)
+
+
+def _cluster(call: Call, tensor: Make) -> None:
+    b, n, d, k = call.shape
+    given = call.options
+
+    def some(name: str, *shape: int, dtype: str = "float32") -> Any:
+        return tensor(*shape, dtype=dtype, odd=call.odd) if given.get(name) else None
+
+    start = tensor(b, k, dtype="int64") if given["init"] == "given" else None
+    launcher(call.launcher)(
+        tensor(b, n, d, dtype=call.dtype, odd=call.odd),
+        some("weighted", b, n),
+        some("pool_weighted", b, n),
+        some("masked", b, n, dtype="bool"),
+        start,
+        k,
+        given["method"],
+        given["init"],
+        given["output"],
+        5,
+    )
+
+
+def _mean(call: Call, tensor: Make) -> None:
+    b, n, d, k = call.shape
+    weight = tensor(b, n, dtype="float32", odd=call.odd) if call.options.get("weighted") else None
+    x = tensor(b, n, d, dtype=call.dtype, odd=call.odd)
+    launcher("mean")(x, tensor(b, n, dtype="int64"), k, weight)
+
+
+def _backward(call: Call, tensor: Make) -> None:
+    b, n, d, k = call.shape
+    weight = tensor(b, n, dtype="float32", odd=call.odd) if call.options.get("weighted") else None
+    x, mean = (tensor(b, n, d, dtype=call.dtype, odd=call.odd), tensor(b, k, d, dtype=call.dtype))
+    if weight is None:
+        x, mean = None, None
+    grad, label, total = tensor(b, k, d, dtype=call.dtype), tensor(b, n, dtype="int64"), tensor(b, k, dtype="float32")
+    launcher("backward")(grad, label, x, mean, weight, total)
+
+
+_CALLS = {"resident": _cluster, "streaming": _cluster, "mean": _mean, "backward": _backward}
+
+
+def calls() -> list[Call]:
+    """Every call of the gate."""
+    return [*resident_calls(), *streaming_calls(), *mean_calls()]
+
+
+def _options(method: str, init: str, output: str, *flags: str) -> dict[str, Any]:
+    return {"method": method, "init": init, "output": output, **dict.fromkeys(flags, True)}
+
+
+def resident_calls() -> list[Call]:
+    """Each method with each output, each start, dtype and flag; one launch and three; the least tiles and the most."""
+    vit, small, video = (256, 196, 384, 98), (64, 49, 48, 34), (64, 576, 1024, 288)
+    most, tiny = (2, 1024, 2048, 700), (8, 5, 3, 2)
+    fp16, fp32 = "float16", "float32"
+    return [
+        Call("resident", vit, options=_options("ward", "ward", "mean", "weighted", "pool_weighted")),
+        Call("resident", vit, fp16, _options("ward", "ward", "medoid", "masked"), smoke=True),
+        Call("resident", vit, fp32, _options("ward", "ward", "center")),
+        Call("resident", vit, options=_options("kmedoids", "topk", "center", "weighted")),
+        Call("resident", vit, fp32, _options("kmedoids", "farthest", "medoid", "masked"), smoke=True),
+        Call("resident", vit, options=_options("kmeans", "topk", "center", "weighted"), smoke=True),
+        Call("resident", vit, fp16, _options("kmeans", "ward", "mean", "pool_weighted")),
+        Call("resident", small, fp16, _options("kmedoids", "given", "mean", "masked"), smoke=True),
+        Call("resident", small, fp32, _options("kmeans", "strided", "medoid", "weighted")),
+        Call("resident", video, options=_options("kmeans", "given", "center"), smoke=True),
+        Call("resident", most, fp32, _options("ward", "ward", "mean", "weighted", "pool_weighted", "masked")),
+        Call("resident", tiny, fp32, _options("kmedoids", "ward", "mean", "weighted", "masked"), odd=True, smoke=True),
+        Call("resident", tiny, fp16, _options("ward", "ward", "mean"), odd=True, smoke=True),
+    ]
+
+
+def streaming_calls() -> list[Call]:
+    """Both methods, each output and dtype; channels held and not, few tokens and many."""
+    long, wide, huge = (8, 32768, 128, 1000), (4, 8192, 768, 1024), (1, 131072, 2048, 16384)
+    least = (2, 1100, 3, 2)
+    fp16, fp32 = "float16", "float32"
+    return [
+        Call("streaming", long, options=_options("kmeans", "strided", "center")),
+        Call("streaming", wide, fp16, _options("kmedoids", "topk", "mean", "weighted", "pool_weighted", "masked")),
+        Call("streaming", huge, fp32, _options("kmeans", "given", "medoid"), smoke=True),
+        Call("streaming", least, fp32, _options("kmedoids", "strided", "center", "masked"), odd=True, smoke=True),
+    ]
+
+
+def mean_calls() -> list[Call]:
+    """Means of given clusters and their gradient."""
+    vit = (256, 196, 384, 98)
+    return [
+        Call(kind, shape, dtype, {"weighted": weighted}, odd, smoke)
+        for kind in ("mean", "backward")
+        for shape, dtype, weighted, odd, smoke in (
+            (vit, "bfloat16", False, False, False),
+            (vit, "float32", True, False, True),
+            ((8, 49, 48, 34), "float16", True, True, False),
+        )
+    ]

@@ -1,0 +1,216 @@
+"""The compile gate: every kernel in every configuration that ships, for GPUs that need not be there.
+
+    python -m benchmarks compile [--targets sm_90,gfx942] [--kernels resident_kernel] [--json FILE] [--ttgir FOLDER]
+
+prints a row each: registers a thread, spilled bytes, shared memory, tensor-core instructions, seconds. It ends with 1
+on a compile error, on shared memory over the target's limit, and on spills in a default configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .calls import calls
+from .launches import configuration, key, launches, source
+from .targets import TARGETS, family, gpu_ir, resources
+
+# Shared memory that a block may have on consumer GPUs, and on the oldest.
+SMALL_LIMITS = {"99K": 99 << 10, "64K": 64 << 10}
+# Columns of tensor memory of a multiprocessor: Triton refuses to load what takes more.
+TENSOR_MEMORY = 512
+WORKERS = 2
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; 0 where every row passes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks compile", description=__doc__)
+    parser.add_argument("--targets", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)}; all by default")
+    parser.add_argument("--kernels", default="", help="names of kernels, with commas; all by default")
+    parser.add_argument("--json", type=Path, help="file for the rows, one JSON object a line")
+    parser.add_argument("--ttgir", type=Path, help="folder for the TTGIR of each row: go no further than that")
+    parser.add_argument("--calls", default="", help="pattern for the names of calls; all by default")
+    parser.add_argument("--smoke", action="store_true", help="only the few calls that the race test reads")
+    parser.add_argument("--workers", type=int, default=WORKERS)
+    given = parser.parse_args(argv)
+    names = given.targets.split(",")
+    if unknown := sorted(set(names) - set(TARGETS)):
+        parser.error(f"--targets: expected names of {', '.join(TARGETS)}, got {', '.join(unknown)}")
+
+    began = time.perf_counter()
+    kernels = [name for name in given.kernels.split(",") if name]
+    rows = []
+    print(_line({name: name for name in COLUMNS}))
+    for row in compiled(names, kernels, chosen(given.calls, given.smoke), given.ttgir, given.workers):
+        rows.append(row)
+        print(_line(row), flush=True)
+        for fault in row["faults"]:
+            print(f"    {fault}", flush=True)
+    if given.json is not None:
+        given.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    faults = sum(bool(row["faults"]) for row in rows)
+    compiles = sum(row["same_as"] is None for row in rows)
+    print(f"{len(rows)} rows, {compiles} compiled, {faults} with faults, {time.perf_counter() - began:.0f} s")
+    if not rows:
+        print(f"nothing to compile: no launch of {given.kernels!r}", file=sys.stderr)
+    return int(bool(faults) or not rows)
+
+
+def chosen(pattern: str = "", smoke: bool = False) -> list[int]:
+    """Places in `calls()` of those whose name the pattern finds; with smoke only of those marked so."""
+    return [i for i, call in enumerate(calls()) if re.search(pattern, call.name) and (call.smoke or not smoke)]
+
+
+def compiled(
+    names: list[str], kernels: list[str], places: list[int], ttgir: Path | None = None, workers: int = WORKERS
+) -> Iterator[dict[str, Any]]:
+    """A row for each kernel and configuration on each target; what compiles to the same is compiled once.
+
+    Args:
+        names: targets.
+        kernels: names of kernels to keep, all where there are none.
+        places: calls to make, by their places in `calls()`.
+        ttgir: folder that takes the TTGIR of each kernel, which then is compiled no further.
+        workers: processes.
+    """
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        raise RuntimeError("TRITON_INTERPRET: expected to be unset where kernels are compiled, got 1")
+    if ttgir is not None:
+        ttgir.mkdir(parents=True, exist_ok=True)
+    first: dict[Any, int] = {}
+    tasks: list[_Task] = []
+    twins: list[tuple[int, dict[str, Any]]] = []
+    for name in names:
+        target = TARGETS[name]
+        here = set()
+        for place in places:
+            for index, launch in enumerate(launches(target, [calls()[place]])):
+                same = (target.backend, target.arch, key(launch))
+                if same in here or (kernels and launch.kernel.__name__ not in kernels):
+                    continue
+                here.add(same)
+                about = {
+                    "kernel": launch.kernel.__name__,
+                    "case": launch.case,
+                    "target": name,
+                    "num_warps": launch.kwargs.get("num_warps", 4),
+                    "config": {key: repr(value) for key, value in configuration(launch).items()},
+                }
+                if same in first:
+                    twins.append((first[same], about))
+                else:
+                    first[same] = len(tasks)
+                    tasks.append(_Task(len(tasks), name, place, index, about, ttgir))
+
+    made: dict[int, dict[str, Any]] = {}
+    spawn = multiprocessing.get_context("spawn")
+    # A cache of its own: nothing compiled before stands in for compiling.
+    with tempfile.TemporaryDirectory() as cache, spawn.Pool(workers, _set_up, (cache,)) as pool:
+        for number, row in pool.imap_unordered(_compile, tasks):
+            made[number] = row
+            yield row
+    for of, about in twins:
+        row = {**made[of], **about, "same_as": f"{made[of]['target']}: {made[of]['case']}", "seconds": 0.0}
+        yield row | {"faults": faults(row)}
+
+
+class _Task(NamedTuple):
+    """A launch by its number, target and place: kernels themselves do not travel between processes."""
+
+    number: int
+    target: str
+    call: int
+    launch: int
+    about: dict[str, Any]
+    ttgir: Path | None
+
+
+def _set_up(cache: str) -> None:
+    os.environ["TRITON_CACHE_DIR"] = cache
+
+
+def _compile(task: _Task) -> tuple[int, dict[str, Any]]:
+    """One row."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import compile
+
+    target = TARGETS[task.target]
+    made, options = source(launches(target, [calls()[task.call]])[task.launch])
+    began = time.perf_counter()
+    row = {**task.about, "same_as": None, "error": None}
+    device = GPUTarget(target.backend, target.arch, target.limits.warp)
+    built = None
+    try:
+        if task.ttgir is not None:
+            name = f"{task.target}.{task.number}.{task.about['kernel']}.ttgir"
+            (task.ttgir / name).write_text(gpu_ir(made, target, options))
+        else:
+            built = compile(made, target=device, options=options)
+    except Exception as error:
+        # Whatever the compiler raises is the row's result: the gate goes on, and fails at the end.
+        row["error"] = f"{type(error).__name__}: {_gist(str(error))}"
+    row["seconds"] = time.perf_counter() - began
+    if built is not None:
+        found = resources(built, target)
+        row |= found._asdict() | {
+            "num_warps": built.metadata.num_warps,
+            "tensor_cores": family(found.instructions),
+            # Columns of Blackwell's memory of accumulators; no other target has any.
+            "tensor_memory": getattr(built.metadata, "tmem_size", 0) or 0,
+            "fits": [limit for limit, most in SMALL_LIMITS.items() if found.shared <= most],
+        }
+    row["faults"] = faults(row)
+    return task.number, row
+
+
+def _gist(message: str) -> str:
+    """The line that matters: the assembler's comes before the program that it repeats, the language's last."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no message"]
+    return next((line for line in lines if re.search(r"\bfatal\b|\berror\s*:", line)), lines[-1])[:300]
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """What is wrong with a row."""
+    if row["error"] is not None:
+        return [f"does not compile: {row['error']}"]
+    if "shared" not in row:
+        return []
+    found = []
+    most = TARGETS[row["target"]].limits.shared_bytes
+    if row["shared"] > most:
+        found.append(f"shared memory: expected at most {most} bytes, got {row['shared']}")
+    if row.get("tensor_memory", 0) > TENSOR_MEMORY:
+        found.append(f"tensor memory: expected at most {TENSOR_MEMORY} columns, got {row['tensor_memory']}")
+    if row["spilled"]:
+        found.append(f"spills: expected none in a default configuration, got {row['spilled']} bytes a thread")
+    return found
+
+
+COLUMNS = {
+    "kernel": 24, "case": 62, "target": 10, "num_warps": 9, "registers": 9, "spilled": 7, "shared": 7, "fits": 8,
+    "tensor_cores": 12, "seconds": 7,
+}  # fmt: skip
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = []
+    for name, width in COLUMNS.items():
+        value = row.get(name, "-")
+        value = (
+            f"{value:.1f}" if isinstance(value, float) else "+".join(value) if isinstance(value, list) else str(value)
+        )
+        cells.append(value[:width].ljust(width))
+    return " ".join(cells).rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

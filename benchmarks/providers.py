@@ -1,0 +1,176 @@
+"""Who solves a case: this library's two backends, and the same written in eager and in compiled PyTorch.
+
+A provider says what it solves and why it cannot run; `prepare` does what is not timed (conversions, moves) and returns
+the call that is. Other packages are in `peers`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import tpkernels
+
+from . import eager
+from .cases import Case
+from .errors import Refusal
+from .inputs import Inputs
+
+Call = Callable[[], Tensor]
+
+
+class Provider:
+    """One way to solve cases.
+
+    name; package: what has to be installed, by its name on PyPI, and module: what is imported; methods: of the cases it
+    takes; weights: whether it takes weights (without, it solves the case with equal ones); same_path: whether it takes
+    the reference's steps from the same start (or is an exact Ward), so that its objective must be the reference's;
+    half_centres: whether it rounds centres to the tokens' dtype; on_cpu: whether it always runs on the CPU;
+    capturable: whether a CUDA graph can hold it; solves: a line for the reader.
+    """
+
+    name = ""
+    package: str | None = None
+    module: str | None = None
+    methods: frozenset[str] = frozenset({"ward", "kmedoids", "kmeans"})
+    weights = True
+    same_path = True
+    half_centres = False
+    on_cpu = False
+    capturable = True
+    solves = "the case as it stands"
+
+    def why_not(self, case: Case, device: torch.device) -> str | None:
+        """Why this case cannot run on this device; None if it can."""
+        return None
+
+    def prepare(self, inputs: Inputs) -> Call:
+        """The call that is timed; gives labels [B, N]."""
+        raise NotImplementedError
+
+    def weighted(self, case: Case) -> bool:
+        """Whether the clustering that this provider makes of the case counts weights."""
+        return case.weighted and self.weights
+
+
+class Library(Provider):
+    """tpkernels with one backend."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.name = f"tpkernels {backend}"
+        self.solves = f'tpkernels with backend="{backend}", pooled tokens included'
+
+    def why_not(self, case: Case, device: torch.device) -> str | None:
+        if self.backend == "triton" and device.type == "cpu":
+            if os.environ.get("TRITON_INTERPRET", "0") == "1":
+                return "Triton's interpreter checks results; its time says nothing"
+            return "Triton kernels need a GPU"
+        # No samples: the arguments are checked and nothing runs.
+        empty = torch.empty(0, case.n, case.d, dtype=getattr(torch, case.dtype), device=device)
+        try:
+            self._solve(case, empty, None, torch.empty(0, case.k, dtype=torch.int64, device=device))
+        except RuntimeError as error:
+            return str(error)
+        return None
+
+    def _solve(self, case: Case, x: Tensor, weight: Tensor | None, start: Tensor) -> Tensor:
+        if case.method == "ward":
+            return tpkernels.ward(x, case.k, weight, backend=self.backend).assignment
+        cluster = tpkernels.kmedoids if case.method == "kmedoids" else tpkernels.kmeans
+        # The library finds a weighted top-K start itself, within the time; another is given to everyone.
+        init = "topk" if case.init == "topk" and weight is not None else start
+        return cluster(x, case.k, weight, init=init, max_iter=case.iters, backend=self.backend).assignment
+
+    def prepare(self, inputs: Inputs) -> Call:
+        return lambda: self._solve(inputs.case, inputs.x, inputs.weight, inputs.start)
+
+
+class Eager(Provider):
+    """What a user would write in PyTorch."""
+
+    name = "eager torch"
+    solves = "cdist, argmin and scatter over the batch (benchmarks/eager.py), in float32"
+
+    def why_not(self, case: Case, device: torch.device) -> str | None:
+        if case.method != "kmeans" and case.n > eager.QUADRATIC_TOKENS:
+            return f"holds N x N matrices, for up to {eager.QUADRATIC_TOKENS} tokens here"
+        return None
+
+    def _steps(self) -> dict[str, Callable]:
+        return {"ward": eager.ward_step, "kmedoids": eager.kmedoids_step, "kmeans": eager.kmeans_step}
+
+    def prepare(self, inputs: Inputs) -> Call:
+        case, x, weight, start = inputs.case, inputs.x, inputs.weight, inputs.start
+        step = self._steps()[case.method]
+        if case.method == "ward":
+            return lambda: eager.ward(x, case.k, step)
+        solve = eager.kmedoids if case.method == "kmedoids" else eager.kmeans
+        return lambda: solve(x, weight, start, case.iters, step)
+
+
+class Compiled(Eager):
+    """The same, each iteration compiled by `torch.compile` for the case's shape."""
+
+    name = "torch.compile"
+    solves = "the eager version with each iteration compiled for the shape"
+
+    def __init__(self) -> None:
+        self._compiled: dict[str, Callable] | None = None
+        self._case: Case | None = None
+
+    def why_not(self, case: Case, device: torch.device) -> str | None:
+        if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+            return "no C++ compiler"
+        return super().why_not(case, device)
+
+    def prepare(self, inputs: Inputs) -> Call:
+        if self._case != inputs.case:
+            # Each case compiles anew, so that its cold time is its own and no shape is made dynamic by the one before.
+            torch._dynamo.reset()
+            steps = super()._steps()
+            self._compiled = {name: torch.compile(step, dynamic=False) for name, step in steps.items()}
+            self._case = inputs.case
+        return super().prepare(inputs)
+
+    def _steps(self) -> dict[str, Callable]:
+        return self._compiled or super()._steps()
+
+
+class Bipartite(Provider):
+    """ToMe's matching, for the objective that it buys."""
+
+    name = "bipartite (ToMe)"
+    methods = frozenset({"ward"})
+    weights = False
+    same_path = False
+    solves = "one round of bipartite soft matching, another problem: fewer choices, no objective"
+
+    def why_not(self, case: Case, device: torch.device) -> str | None:
+        return f"one round halves at most, {case.n} to {case.k}" if 2 * case.k < case.n else None
+
+    def prepare(self, inputs: Inputs) -> Call:
+        return lambda: eager.bipartite(inputs.x, inputs.case.k)
+
+
+OWN = (Library("torch"), Library("triton"), Eager(), Compiled())
+
+
+def providers_of(group: str, only: str | None = None) -> list[Provider]:
+    """The providers of a group of cases; only: those whose name contains this text.
+
+    Raises:
+        Refusal: none is left.
+    """
+    from .peers import LARGE, PEERS
+
+    others = {"kernels": LARGE, "scaling": LARGE, "peers": (*PEERS, Bipartite())}[group]
+    everyone = [*OWN, *others]
+    found = [provider for provider in everyone if only is None or only in provider.name]
+    if not found:
+        raise Refusal(f"--provider: none of {[provider.name for provider in everyone]} contains {only!r}")
+    return found

@@ -1,0 +1,154 @@
+"""Results as Markdown: ratios from a CPU, whose absolute times say little about another; times from a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import results
+from .errors import Refusal
+from .results import Measured, Record, number, time_ms
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+TITLES = {
+    "kernels": "Batches of images",
+    "peers": "Other packages",
+    "scaling": "Large samples",
+}
+OURS = "tpkernels"
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column flush left, the others right."""
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
+
+
+def ratio(value: float | None) -> str:
+    """A ratio in three figures; a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 100 else f"{value:,.0f}"
+
+
+def _ours(records: Sequence[Record]) -> float | None:
+    """The time of this library's faster backend."""
+    times = [time_ms(record) for record in records if record["provider"].startswith(OURS)]
+    return min(times, default=None)
+
+
+def case_table(measured: Measured, on_gpu: bool) -> str:
+    """One case: every provider that could be timed, fastest first."""
+    records = sorted(measured.ok(), key=time_ms)
+    ours = _ours(records)
+    header = ["provider", "over floor", f"over {OURS}", "objective", "peak MB"]
+    header += ["p50 ms", "graph p50 ms", "launches"] if on_gpu else []
+    lines = []
+    for record in records:
+        against = None if ours is None else time_ms(record) / ours
+        cells = [record["provider"], ratio(number(record, "over_floor")), ratio(against)]
+        cells += [f"{float(record['objective_ratio']):.4f}", f"{float(record['peak_mb']):,.1f}"]
+        if on_gpu:
+            cells += [_ms(number(record, "p50_ms")), _ms(number(record, "graph_p50_ms")), record["launches"] or "-"]
+        lines.append(cells)
+    return table(header, lines)
+
+
+def scaling_table(measured: Sequence[Measured], on_gpu: bool) -> str:
+    """Cases of one method by size: each provider's time over the floor (which grows as N K) and its peak memory."""
+    providers = list(dict.fromkeys(record["provider"] for case in measured for record in case.ok()))
+    lines = []
+    for case in measured:
+        found = {record["provider"]: record for record in case.ok()}
+        cells = [f"{case.b}", f"{case.n:,}", f"{case.k:,}"]
+        for name in providers:
+            cells.append(_scaling_cell(found[name], case.iters, on_gpu) if name in found else "-")
+        lines.append(cells)
+    return table(["B", "N", "K", *providers], lines)
+
+
+def _scaling_cell(record: Record, iters: int, on_gpu: bool) -> str:
+    parts = [f"{ratio(number(record, 'over_floor'))}x", f"{float(record['peak_mb']):,.0f} MB"]
+    if on_gpu:
+        parts.insert(0, f"{_ms(time_ms(record) / max(1, iters))} ms")
+    return ", ".join(parts)
+
+
+def not_timed(measured: Sequence[Measured]) -> list[str]:
+    """A line for each provider and reason, and for how many cases; wrong answers first."""
+    counts: dict[tuple[str, str], int] = {}
+    for case in measured:
+        for record in case.records:
+            if record["status"] != "ok":
+                key = (record["status"], record["provider"])
+                counts[key] = counts.get(key, 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0].startswith("skipped"), item[0]))
+    return [f"- {who}, {count} case{'s' * (count > 1)}: {status}" for (status, who), count in ordered]
+
+
+def section(measured: Sequence[Measured]) -> str:
+    """All of one device."""
+    facts = results.facts(measured)
+    on_gpu = any(record["runs_on"] == "cuda" for case in measured for record in case.records)
+    parts = [f"### {facts.pop('device')}", "; ".join(f"{title} {value}" for title, value in facts.items()) + "."]
+    if not on_gpu:
+        parts.append("Ratios only: absolute times are stated from a GPU alone. The CSV has them.")
+    for group, title in TITLES.items():
+        cases = [case for case in measured if case.group == group and case.ok()]
+        if cases:
+            parts.append(f"#### {title}")
+        if group != "scaling":
+            parts += [part for case in cases for part in (_heading(case), case_table(case, on_gpu))]
+            continue
+        for name in dict.fromkeys((case.case, case.d, case.iters, case.dtype) for case in cases):
+            chosen = [case for case in cases if (case.case, case.d, case.iters, case.dtype) == name]
+            what = "time per iteration, over the floor, peak memory" if on_gpu else "time over the floor, peak memory"
+            parts.append(f"**{name[0]}**, D={name[1]}, {name[2]} iterations, {name[3]}: {what}")
+            parts.append(scaling_table(sorted(chosen, key=lambda case: (case.n, case.b)), on_gpu))
+    left = not_timed(measured)
+    if left:
+        parts += ["#### Not timed", "\n".join(left)]
+    return "\n\n".join(parts)
+
+
+def _heading(case: Measured) -> str:
+    iterations = f", {case.iters} iterations" if case.iters else ""
+    return f"**{case.case}**, {case.shape}{iterations}, {case.dtype}"
+
+
+def text(folder: Path, quick: bool = False) -> str:
+    """The tables of every device in a folder.
+
+    Raises:
+        Refusal: no results there, or a file of another make.
+    """
+    paths = results.files(folder, quick)
+    if not paths:
+        raise Refusal(f"--output: expected results as CSV in {folder}; run kernels, scaling or peers first")
+    return "\n\n".join(section(results.read(path)) for path in paths)
+
+
+def replace_between(document: str, tables: str) -> str:
+    """The document with what is between its markers replaced.
+
+    Raises:
+        Refusal: it has not one pair of markers in order.
+    """
+    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
+        raise Refusal(f"--document: expected one {BEGIN} and one {END} after it")
+    before, rest = document.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+
+
+def write(folder: Path, document: Path | None, quick: bool = False) -> str:
+    """The tables, also put between the document's markers where one is given."""
+    tables = text(folder, quick)
+    if document is not None:
+        if not document.is_file():
+            raise Refusal(f"--document: no file at {document}")
+        document.write_text(replace_between(document.read_text(), tables))
+    return tables
