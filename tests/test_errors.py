@@ -16,6 +16,8 @@ import torch
 
 import tpkernels
 from tpkernels import TokenPool, assign, attention, chamfer_loss, cluster_mean, medoid_update, pairwise_sqdist, unpool
+from tpkernels.ops.backends import regime
+from tpkernels.ops.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 X = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
@@ -422,7 +424,26 @@ def test_triton_says_what_it_cannot_take() -> None:
     pytest.importorskip("triton")
     with pytest.raises(RuntimeError, match=r'backend="triton" cannot take this call: .*float64'):
         tpkernels.kmeans(X.double(), 3, backend="triton")
-    with pytest.raises(RuntimeError, match=r'backend="triton" cannot take this call: .*1024.*1025'):
-        tpkernels.kmeans(torch.zeros(1, 1025, 1), 3, init="topk", backend="triton")
-    with pytest.raises(RuntimeError, match=r'backend="triton" cannot take this call: Ward'):
-        tpkernels.ward(X, 3, backend="triton")
+    with pytest.raises(RuntimeError, match=r'backend="triton" cannot take this call: Ward.*1024.*1025'):
+        tpkernels.ward(torch.zeros(1, 1025, 1), 3, backend="triton")
+
+
+def test_a_triton_too_old_for_the_kernels_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tpkernels.ops.backends.TRITON_RELEASE", (3, 4))
+    with pytest.raises(RuntimeError, match=r"need Triton 3\.5, 3\.4 is installed"):
+        tpkernels.kmeans(X, 3, backend="triton")
+
+
+def test_the_choice_of_a_backend_can_be_asked() -> None:
+    backend, reason = tpkernels.explain_backend(X, "ward")
+    assert backend == "torch" and "CPU" in reason
+    with pytest.raises(ValueError, match="method must be one of ward, kmeans, kmedoids; got 'pam'"):
+        tpkernels.explain_backend(X, "pam")
+
+
+def test_the_boundary_between_the_regimes_is_the_devices() -> None:
+    limits = Limits(processors=132, shared_bytes=227 << 10, l2_bytes=50 << 20, warp=32)
+    for method in ("kmeans", "kmedoids"):
+        assert [regime(n, method, limits) for n in (1, 1024, 1025, 10**6)] == ["resident"] * 2 + ["streaming"] * 2
+        assert regime(400, method, limits._replace(l2_bytes=512 << 10)) == "streaming"
+    assert [regime(n, "ward", limits._replace(l2_bytes=1)) for n in (1024, 1025)] == ["resident", None]

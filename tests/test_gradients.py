@@ -216,7 +216,7 @@ def test_mean_backward_equals_autograd_of_the_equation(backend: str, dtype: torc
     for w in (None, weight):
         a, wanted = leaf(x), leaf(x.double())
         v, wanted_v = (None, None) if w is None else (leaf(w), leaf(w.double()))
-        out = cluster_mean(a, label, k, v, backend)
+        out = cluster_mean(a, label, k, v, backend)[0]
         member = torch.nn.functional.one_hot(label + 1, k + 1)[..., 1:].double()
         share = member if wanted_v is None else member * wanted_v[..., None]
         share = torch.where(share.sum(1, keepdim=True) > 0, share, member)
@@ -266,12 +266,12 @@ def test_gradients_of_a_sum_have_stride_zero(backend: str) -> None:
     grads = []
     for expanded in (True, False):
         a, v = leaf(x), leaf(w)
-        out = cluster_mean(a, label, 3, v, backend)
+        out = cluster_mean(a, label, 3, v, backend)[0]
         up = torch.ones((), device=DEVICE).expand_as(out)
         assert up.stride() == (0, 0, 0)
         grads.append(torch.autograd.grad(out, (a, v), up if expanded else up.contiguous()))
         # Through autograd's own sum, too.
-        out = cluster_mean(a, label, 3, v, backend)
+        out = cluster_mean(a, label, 3, v, backend)[0]
         grads.append(torch.autograd.grad(out.sum(), (a, v)))
     for grad in grads[1:]:
         assert all(torch.equal(one, two) for one, two in zip(grad, grads[0], strict=True))
@@ -284,15 +284,16 @@ def test_the_incoming_gradient_may_be_strided(backend: str) -> None:
     label = (torch.arange(9, device=DEVICE) % 3).expand(2, 9)
     up = draw(4, 3, 2, dtype=torch.float32, device=DEVICE).permute(2, 1, 0)
     a = leaf(x)
-    (one,) = torch.autograd.grad(cluster_mean(a, label, 3, None, backend), a, up)
-    (two,) = torch.autograd.grad(cluster_mean(a, label, 3, None, backend), a, up.contiguous())
+    (one,) = torch.autograd.grad(cluster_mean(a, label, 3, None, backend)[0], a, up)
+    (two,) = torch.autograd.grad(cluster_mean(a, label, 3, None, backend)[0], a, up.contiguous())
     assert torch.equal(one, two)
     # The operation itself takes strided tokens, labels and weights.
     w = draw_weight(2, 18, dtype=torch.float32, device=DEVICE)[:, ::2]
     wide = draw(2, 10, 4, dtype=torch.float32, device=DEVICE)[:, 1:]
-    mean = cluster_mean(wide, label, 3, w, backend)
-    strided = cluster_mean_backward(up.contiguous(), label, wide, mean, w, backend)
-    dense = cluster_mean_backward(up.contiguous(), label.contiguous(), wide.contiguous(), mean, w.contiguous(), backend)
+    mean, total = cluster_mean(wide, label, 3, w, backend)
+    strided = cluster_mean_backward(up.contiguous(), label, wide, mean, w, total, backend)
+    dense = (up.contiguous(), label.contiguous(), wide.contiguous(), mean, w.contiguous(), total, backend)
+    dense = cluster_mean_backward(*dense)
     assert all(torch.equal(one, two) for one, two in zip(strided, dense, strict=True))
 
 

@@ -86,7 +86,7 @@ def test_the_parser_sees_the_imports() -> None:
     assert {room_of(path) for path in PACKAGE.rglob("*.py")} == set(MAY_IMPORT)
     files = {(found.file, own(found)) for found in IMPORTS}
     assert ("functional.py", "ops") in files
-    assert ("ops/launch.py", "kernels") in files
+    assert ("ops/resident.py", "kernels") in files
     assert ("modules.py", "schedules") in files
     assert ("__init__.py", "integrations") in files
 

@@ -286,9 +286,9 @@ def test_halves_hold_what_float32_does(method: str) -> None:
     assert assignment_regret(x[0], centers, found.label[0]) <= 2.0**-23
     # And two tokens as near to each other, on both sides of the middle between two centres.
     x[0, :2, 1:] = 0
-    x[0, :2, 0] = torch.tensor([2.0, 0.0])
+    x[0, :2, 0] = torch.tensor([2.25, 0.25])
     x[0, 2:, 1:] = 0
-    x[0, 2:, 0] = torch.where(torch.arange(32) % 2 == 0, 1 + 2.0**-15, 1 - 2.0**-15)
+    x[0, 2:, 0] = torch.where(torch.arange(32) % 2 == 0, 1.25 + 2.0**-15, 1.25 - 2.0**-15)
     x[0, 2:18] *= -1
     found = run(x, 2, method, init=torch.tensor([[0, 1]]), max_iter=0)
     assert found.label[0, 18:].tolist() == [0, 1] * 8

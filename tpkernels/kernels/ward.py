@@ -257,9 +257,7 @@ def ward_labels(
             p_sqdist, p_mass, p_rep, p_below, p_least, p_near, p_slot, p_one, p_two, p_share, p_inner,
             p_parent, p_height, p_turn, live, turn, limit, ld, NP,
         )  # fmt: skip
-        _merged_distances(
-            p_sqdist, p_mass, p_rep, p_one, p_two, p_share, p_inner, p_least, p_near, live, ld, NP, R
-        )
+        _merged_distances(p_sqdist, p_mass, p_rep, p_one, p_two, p_share, p_inner, p_least, p_near, live, ld, NP, R)
         if count - live >= count - k:
             limit = _wanted_height(p_height, count - k, n, NP, R)
         least = tl.min(tl.load(p_least + o_n, mask=o_n < live, other=float("inf")), 0)

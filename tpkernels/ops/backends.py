@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -21,8 +20,7 @@ RESIDENT_TOKENS = 1024
 TRITON_NEEDED = (3, 5)
 
 
-@functools.cache
-def triton_release() -> tuple[int, ...] | None:
+def _triton_release() -> tuple[int, ...] | None:
     """Major and minor number of the installed Triton, without importing it; None where there is none."""
     if importlib.util.find_spec("triton") is None:
         return None
@@ -31,6 +29,9 @@ def triton_release() -> tuple[int, ...] | None:
     except PackageNotFoundError:
         # A build from source that left no metadata is its developer's, and new.
         return TRITON_NEEDED
+
+
+TRITON_RELEASE = _triton_release()
 
 
 def interpreting() -> bool:
@@ -59,11 +60,10 @@ def why_not_triton(
 ) -> str | None:
     """The reason why the Triton kernels can't take this call; None if they can."""
     device = torch.device(device)
-    release = triton_release()
-    if release is None:
+    if TRITON_RELEASE is None:
         return "Triton is not installed"
-    if release < TRITON_NEEDED:
-        return "the kernels need Triton {}.{}, {}.{} is installed".format(*TRITON_NEEDED, *release)
+    if TRITON_RELEASE < TRITON_NEEDED:
+        return "the kernels need Triton {}.{}, {}.{} is installed".format(*TRITON_NEEDED, *TRITON_RELEASE)
     if device.type == "cpu" and not interpreting():
         return "the tensors are on the CPU (set TRITON_INTERPRET=1 before the first import to run the kernels there)"
     if device.type not in ("cpu", "cuda"):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from .launching import power_of_two
 from .limits import Limits
 
 # Shared memory of devices whose tensor cores read both factors from it.
@@ -32,11 +33,6 @@ class ResidentConfig(NamedTuple):
     def shared_bytes(self, element: int) -> int:
         """Shared memory that the tiles of the Gram matrix may take, in a type of so many bytes."""
         return self.num_stages * 2 * self.tile * self.block_d * element + self.tile * self.tile * 4
-
-
-def power_of_two(n: int, least: int) -> int:
-    """The lowest power of two that is at least n and at least `least`."""
-    return max(least, 1 << (n - 1).bit_length())
 
 
 def resident_config(n: int, k: int, dtype: torch.dtype, limits: Limits, *, interpreted: bool = False) -> ResidentConfig:

@@ -5,7 +5,6 @@ Triton is imported at the first launch, on the tensor's own device and stream.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from . import tuning
 from .backends import interpreting
-from .configs import ResidentConfig, power_of_two, resident_config
+from .configs import ResidentConfig, resident_config
+from .launching import on_device, power_of_two, strides
 from .limits import Limits, limits_of
 
 # What the resident programs may hold together, whatever the batch.
@@ -23,29 +23,18 @@ ONE_LAUNCH_WIDTH = 256
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def on_device(x: Tensor) -> AbstractContextManager:
-    """Launches on x's device, whichever is current."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
 def precision() -> str:
     """How `tl.dot` takes float32 factors: split in three, since tokens without their mean no longer fit into tf32."""
     return "ieee" if torch.version.hip is not None else "tf32x3"
 
 
-def strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
-    """Strides as a kernel takes them; zeros where there is no tensor."""
-    return (0,) * rank if tensor is None else tuple(tensor.stride())
-
-
-def config_of(x: Tensor, k: int) -> ResidentConfig:
+def config_of(x: Tensor, k: int, method: str) -> ResidentConfig:
     """The tuned configuration for x [B, N, D] and K clusters where there is one, else the heuristic."""
     n = x.shape[1]
-    limits = limits_of(x.device)
-    if not x.is_cuda:
-        return resident_config(n, k, x.dtype, limits, interpreted=interpreting())
-    found = tuning.lookup(tuning.resident_key(n, k, x.shape[2], x.dtype), x.device)
-    return resident_config(n, k, x.dtype, limits) if found is None else ResidentConfig(**found)
+    found = tuning.lookup(tuning.resident_key(n, k, x.shape[2], x.dtype, method), x.device)
+    if found is not None:
+        return ResidentConfig(**found)
+    return resident_config(n, k, x.dtype, limits_of(x.device), interpreted=not x.is_cuda)
 
 
 def programs(batch: int, scratch: int, matrix: int, config: ResidentConfig, limits: Limits) -> int:
@@ -103,7 +92,7 @@ def cluster(
     # A gathered token is not weighed.
     pool_weight = None if gathers else pool_weight
     flags = None if mask is None else mask.view(torch.uint8)
-    limits, config = limits_of(x.device), config_of(x, k)
+    limits, config = limits_of(x.device), config_of(x, k, method)
     codes: dict[str, Any] = {
         "ward": sample.WARD, "kmeans": sample.MEANS, "kmedoids": sample.MEDOIDS,
         "center": sample.CENTER, "mean": sample.MEAN, "medoid": sample.MEDOID,

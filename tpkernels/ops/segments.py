@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .launching import on_device, power_of_two, strides
 
 # Places of the sorted order that are averaged beforehand where one cluster has them all; a power of two.
 CHUNK = 128
@@ -22,21 +23,6 @@ class Segments(NamedTuple):
     key: Tensor
     order: Tensor
     bounds: Tensor
-
-
-def on_device(x: Tensor) -> AbstractContextManager:
-    """Makes the tensor's device the current one: kernels run on its current stream."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def power_of_two(n: int, least: int, most: int) -> int:
-    """The power of two that n fits in, between two others."""
-    return min(most, max(least, 1 << (n - 1).bit_length()))
-
-
-def strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
-    """Strides of a tensor, zeros where there is none."""
-    return (0,) * rank if tensor is None else tuple(tensor.stride())
 
 
 def first_keys(b: int, k: int, device: torch.device) -> Tensor:

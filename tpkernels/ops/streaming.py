@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .launching import on_device, power_of_two, strides
 from .limits import Limits, limits_of
 from .pooling import gather_tokens, source_of
 from .samples import Samples, canonical_order, prepare, renumber, segment_min, settle
@@ -18,11 +19,8 @@ from .segments import (
     keys_of,
     labels_of,
     mean_config,
-    on_device,
-    power_of_two,
     segment_means,
     sort_by_cluster,
-    strides,
     token_tile,
 )
 from .starts import start_labels

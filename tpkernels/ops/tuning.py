@@ -17,7 +17,7 @@ from types import MappingProxyType
 import torch
 
 from . import tuning_cache
-from .configs import power_of_two
+from .launching import power_of_two
 
 
 class Override:
@@ -32,7 +32,7 @@ _FORCED: ContextVar[Mapping[str, Override]] = ContextVar("forced configurations"
 _READING = threading.Lock()
 
 
-def resident_key(n: int, k: int, d: int, dtype: torch.dtype, method: str = "any") -> str:
+def resident_key(n: int, k: int, d: int, dtype: torch.dtype, method: str) -> str:
     """The key of a resident launch: N tokens of D channels into K clusters by a method."""
     sizes = f"n{power_of_two(n, 16)}/k{power_of_two(k, 16)}/d{power_of_two(d, 16)}"
     return f"resident/{method}/{str(dtype).removeprefix('torch.')}/{sizes}"

@@ -1,0 +1,24 @@
+"""What every launcher of a Triton kernel needs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def on_device(x: Tensor) -> AbstractContextManager:
+    """Makes the tensor's device the current one: kernels run on its current stream."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
+    """Strides of a tensor, zeros where there is none."""
+    return (0,) * rank if tensor is None else tuple(tensor.stride())
+
+
+def power_of_two(n: int, least: int, most: int | None = None) -> int:
+    """The power of two that n fits in, at least one and at most another."""
+    width = max(least, 1 << (n - 1).bit_length())
+    return width if most is None else min(most, width)
