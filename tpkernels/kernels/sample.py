@@ -167,19 +167,18 @@ def cluster_sample(
         _number_clusters(p_label, p_first, p_place, n, k, NP, KP, R)
         b_place = tl.load(p_place + b_label, mask=b_label >= 0, other=-1)
     b_from = b_place
-    if OUTPUT == MEDOID or (METHOD == MEDOIDS and OUTPUT == CENTER):
+    # Two conditions, since the first is known to the compiler.
+    if METHOD == MEDOIDS or OUTPUT == MEDOID:  # noqa: SIM102
         if plain:
             # Clusters that no iteration made have their lowest token as medoid.
             tl.store(p_medoid + o_k, tl.load(p_first + o_k, mask=o_k < k, other=NP), mask=o_k < k)
             tl.debug_barrier()
+    if OUTPUT == MEDOID or (METHOD == MEDOIDS and OUTPUT == CENTER):
         b_from = tl.where(tl.load(p_medoid + b_label, mask=b_label >= 0, other=NP) == o_n, b_place, -1)
     elif METHOD == MEANS and OUTPUT == CENTER:
         b_old = tl.load(p_history + updates * NP + o_n, mask=m_n, other=-1)
         b_from = tl.load(p_place + b_old, mask=b_old >= 0, other=-1)
     if METHOD == MEDOIDS or OUTPUT == MEDOID:
-        if plain and METHOD == MEDOIDS and OUTPUT == MEAN:
-            tl.store(p_medoid + o_k, tl.load(p_first + o_k, mask=o_k < k, other=NP), mask=o_k < k)
-            tl.debug_barrier()
         b_at = tl.load(p_place + o_k, mask=o_k < k, other=0)
         b_m = tl.load(p_medoid + o_k, mask=o_k < k, other=NP)
         tl.store(p_medoids + b * k + b_at, tl.where(b_m < NP, b_m, -1).to(tl.int64), mask=o_k < k)
