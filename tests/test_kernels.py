@@ -133,14 +133,17 @@ def test_every_merger_is_the_cheapest(kind: str) -> None:
     weight = torch.randint(1, 4, (2, n), generator=generator).float() if "weight" in kind else None
     if kind == "zero weights":
         weight[:, ::3] = 0
-    before = torch.arange(n).expand(2, n)
+    before, heights = torch.arange(n).expand(2, n), run(x, 1, "ward", weight)[6]
     for k in range(n - 1, 0, -1):
         label = run(x, k, "ward", weight)[2]
         for b in range(2):
             mass = torch.ones(n).double() if weight is None else (weight[b] / weight[b].max()).clamp(min=1e-6).double()
             cost = merge_costs(x[b], mass, before[b], k + 1)
             first, second = merged(before[b], label[b], k)
-            assert cost[first, second] <= cost.min() + 1e-5 * total_variance(x[b])
+            slack = 1e-5 * total_variance(x[b])
+            assert cost[first, second] <= cost.min() + slack
+            scale = 1 if weight is None else float(weight[b].max())
+            assert abs(float(heights[b, n - k - 1]) / scale - float(cost[first, second])) <= slack
         before = label
 
 

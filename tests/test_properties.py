@@ -46,15 +46,12 @@ def name(case: Case) -> str:
 
 
 def on_both(cases: list[Case]) -> pytest.MarkDecorator:
-    """Every case on the torch backend, and on Triton's those that it has a kernel for.
-
-    Its kernels see no more of a start than its labels or that it is the K highest weights: two starts cover both.
-    """
+    """Every case on the torch backend, and on Triton's those that it has a kernel for."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     here = [pytest.param(case, "torch", id=f"{name(case)}-torch") for case in cases]
     for case in cases:
         takes = why_not_triton(device, torch.float32, 8, 16, case.method if case.clusters else "mean")
-        if takes is None and case.init in ("ward", "topk"):
+        if takes is None:
             mark = pytest.mark.gpu if device == "cuda" else pytest.mark.interpreter
             here.append(pytest.param(case, "triton", id=f"{name(case)}-triton", marks=mark))
     return pytest.mark.parametrize(("case", "backend"), here)

@@ -1,4 +1,4 @@
-"""Ward's three ways to run its rounds give one answer: numba's loop, torch with lists, torch with fixed shapes."""
+"""Ward's ways to run its rounds give one answer: numba's loop, torch with lists or with fixed shapes, the kernel."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from tpkernels.ops import ward_compiled
+from tpkernels.ops.backends import why_not_triton
+from tpkernels.ops.cluster import cluster
 from tpkernels.ops.samples import prepare, settle
 from tpkernels.ops.ward import merge_tree, ward
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def problems() -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]]:
@@ -59,6 +63,27 @@ def test_all_ways_agree(name: str, k: int, monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.equal(settle(samples, result.label), settle(samples, first.label)), way
         assert torch.equal(result.n_iter, first.n_iter), way
         torch.testing.assert_close(result.heights, first.heights, rtol=1e-4, atol=1e-5, msg=way)
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(why_not_triton(DEVICE, torch.float32, 5, 33, "ward") is not None, reason="needs Triton")
+@pytest.mark.parametrize("k", [1, 11, 32])
+@pytest.mark.parametrize("name", problems())
+def test_the_kernel_agrees(name: str, k: int, device: torch.device) -> None:
+    """The kernel keeps distances, the others keep costs: on a grid their rounding settles ties apart."""
+    x, weight, mask = problems()[name]
+    x, k = x.float(), min(k, x.shape[1])
+    samples = prepare(x, weight, mask, k)
+    expected = ward(samples, k)
+    there = [None if tensor is None else tensor.to(device) for tensor in (x, weight, weight, mask)]
+    found = [result.cpu() for result in cluster(*there, None, k, "ward", "ward", "mean", 5, "triton")]
+    if name != "integer grid" or k > 9:
+        assert torch.equal(found[2], settle(samples, expected.label))
+        assert torch.equal(found[5], torch.where(samples.plain, 0, expected.n_iter))
+    # A tie settled otherwise changes what comes after it, but not the number of mergers.
+    assert torch.equal(found[6].isfinite(), expected.heights.isfinite())
+    if name != "integer grid":
+        torch.testing.assert_close(found[6], expected.heights, rtol=1e-4, atol=1e-5 * float(x.nan_to_num().abs().max()))
 
 
 def test_compiled_loop_is_the_same_on_any_number_of_threads() -> None:
