@@ -267,6 +267,11 @@ def test_results_in_triton_are_the_references(method: str, init: str, device: to
     assert_results(method, init, "triton", device, count=8, small=4)
 
 
+@pytest.mark.interpreter
+def test_wards_results_in_triton_are_the_references(device: torch.device) -> None:
+    assert_results("ward", "ward", "triton", device, count=8, small=4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_starts_are_the_references(method: str, backend: str, device: torch.device) -> None:
     """Without an update, the centres are the start."""

@@ -341,7 +341,7 @@ def test_backward_under_bfloat16_autocast(method: str) -> None:
 
 @pytest.mark.interpreter
 @needs_triton
-@pytest.mark.parametrize("method", ["kmeans", "kmedoids"])
+@pytest.mark.parametrize("method", CLUSTERERS)
 def test_backward_under_autocast_through_the_kernel(method: str) -> None:
     # float16: the interpreter's bfloat16 dot is known to be wrong.
     pool = TokenPool(6, method, init="strided", num_prefix_tokens=1, backend="triton")

@@ -348,3 +348,12 @@ def test_gradients_are_the_twins(method: str, output: str) -> None:
     for found, expected in zip(*grads, strict=True):
         assert bool(found[~mask].eq(0).all()) and bool(found[mask].ne(0).any())
         assert_values(found, expected)
+
+
+def test_what_stands_for_masked_tokens_reaches_no_start() -> None:
+    # The products of rows that hold no token overflow here, and are in nobody's sum.
+    generator = torch.Generator().manual_seed(0)
+    x = 1e19 + 1e16 * torch.randn(1, 20, 64, generator=generator)
+    mask = torch.rand(1, 20, generator=generator) < 0.7
+    found = [run(x, 6, "kmeans", None, mask, init="farthest", backend=backend)[2] for backend in ("triton", "torch")]
+    assert torch.equal(*found)

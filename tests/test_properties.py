@@ -37,6 +37,7 @@ class Case(NamedTuple):
 
 
 ITERATED = [Case(method, init) for method in ("kmeans", "kmedoids") for init in INITS]
+IN_THE_KERNEL = [Case("kmeans"), Case("kmeans", "strided"), Case("kmedoids", "topk"), Case("kmedoids", "farthest")]
 CLUSTERERS = [Case("ward"), *ITERATED]
 CASES = [*CLUSTERERS, *map(Case, (*PRUNERS, "grid", "bipartite"))]
 
@@ -46,12 +47,15 @@ def name(case: Case) -> str:
 
 
 def on_both(cases: list[Case]) -> pytest.MarkDecorator:
-    """Every case on the torch backend, and on Triton's those that it has a kernel for."""
+    """Every case on the torch backend, and on Triton's those that it has a kernel for: every start with one method.
+
+    All pairs of them are in test_agreement.py and test_launch.py; the interpreter is slow.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     here = [pytest.param(case, "torch", id=f"{name(case)}-torch") for case in cases]
     for case in cases:
         takes = why_not_triton(device, torch.float32, 8, 16, case.method if case.clusters else "mean")
-        if takes is None:
+        if takes is None and (case not in ITERATED or case in IN_THE_KERNEL):
             mark = pytest.mark.gpu if device == "cuda" else pytest.mark.interpreter
             here.append(pytest.param(case, "triton", id=f"{name(case)}-triton", marks=mark))
     return pytest.mark.parametrize(("case", "backend"), here)

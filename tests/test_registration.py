@@ -270,7 +270,7 @@ def test_token_pool_takes_a_dynamic_batch_and_strided_tokens(method: str) -> Non
     assert count.graphs == 1
 
 
-@pytest.mark.parametrize("method", ["kmeans", "kmedoids"])
+@pytest.mark.parametrize("method", CLUSTERERS)
 @pytest.mark.interpreter
 @pytest.mark.skipif(not RUNS_TRITON, reason="needs Triton's interpreter or a GPU")
 def test_the_kernel_compiles_into_a_graph(method: str) -> None:

@@ -14,7 +14,7 @@ import triton.language as tl
 TIE = tl.constexpr(1 + 2.0**-18)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k"], do_not_specialize_on_alignment=["p_moving"])
 def member_cost_kernel(
     p_x, p_offset, p_centre, p_label, p_moving, p_cost, p_least, n, d, k,
     stride_b, stride_n, stride_d, stride_lb, stride_ln,
@@ -56,7 +56,7 @@ def member_cost_kernel(
         tl.atomic_min(p_least + o_row, b_cost.to(tl.int32, bitcast=True), mask=m_in, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k"], do_not_specialize_on_alignment=["p_moving"])
 def medoid_kernel(p_key, p_cost, p_least, p_moving, p_medoid, n, k, T: tl.constexpr):
     """Lowers p_medoid [B, K] to the lowest token whose cost ties with its cluster's least."""
     pid = tl.program_id(0).to(tl.int64)
@@ -74,7 +74,7 @@ def medoid_kernel(p_key, p_cost, p_least, p_moving, p_medoid, n, k, T: tl.conste
     tl.atomic_min(p_medoid + o_row, o_i, mask=m_in & (b_cost <= b_least * TIE), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k"], do_not_specialize_on_alignment=["p_moving"])
 def medoid_centres_kernel(
     p_high, p_low, p_medoid, p_moving, p_centre_high, p_centre_low, p_norm, n, k, width,
     S: tl.constexpr, BD: tl.constexpr,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k"])
 def cluster_mean_backward_kernel(
     p_grad, p_label, p_x, p_mean, p_weight, p_total, p_grad_x, p_grad_weight, n, d, k,
     stride_gb, stride_gk, stride_gd, stride_lb, stride_ln, stride_b, stride_n, stride_d,

@@ -21,7 +21,7 @@ from .tokens import EXACT, SPLIT, channel_pivots, gram_matrix, gram_tile
 RARE_TILE = tl.constexpr(32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "n", "k", "max_iter"])
 def resident_kernel(
     p_x, p_weight, p_pool_weight, p_mask, p_start,
     p_tokens, p_assignment, p_source, p_medoids, p_loss, p_n_iter, p_heights, p_total,
@@ -73,7 +73,7 @@ def resident_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def gram_kernel(
     p_x, p_mask, p_floats, p_ints, n, d, ld, floats, ints,
     stride_b, stride_n, stride_d, stride_mb, stride_mn,
@@ -100,7 +100,7 @@ def gram_kernel(
             tl.store(p_ints + b * ints + tile // tiles, inexact)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k", "max_iter"])
 def cluster_kernel(
     p_x, p_weight, p_pool_weight, p_mask, p_start,
     p_assignment, p_source, p_medoids, p_loss, p_n_iter, p_heights, p_total,
@@ -137,7 +137,7 @@ def cluster_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k"])
 def pool_kernel(
     p_x, p_tokens, p_floats, p_ints, n, d, k, floats, ints, stride_b, stride_n, stride_d,
     NP: tl.constexpr, KP: tl.constexpr, S: tl.constexpr, P: tl.constexpr, METHOD: tl.constexpr,

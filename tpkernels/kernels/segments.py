@@ -23,7 +23,7 @@ def split_halves(b_x):
     return b_high, (b_x - b_high.to(tl.float32)).to(tl.float16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k", "chunks"], do_not_specialize_on_alignment=["p_moving"])
 def chunk_mean_kernel(
     p_x, p_weight, p_offset, p_key, p_order, p_moving, p_mean, p_mass, n, d, k, chunks,
     stride_b, stride_n, stride_d, stride_wb, stride_wn,
@@ -71,7 +71,7 @@ def chunk_mean_kernel(
         tl.store(p_mass + chunk, mass)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k", "chunks", "slots"], do_not_specialize_on_alignment=["p_moving"])
 def segment_mean_kernel(
     p_x, p_weight, p_offset, p_factor, p_order, p_bounds, p_moving, p_chunk_mean, p_chunk_mass,
     p_out, p_low, p_norm, p_total, p_least, p_medoid, n, d, k, chunks, width, slots,

@@ -44,12 +44,14 @@ def _mark_farthest(
         o_i = i + tl.arange(0, R)
         m_g = (o_i < n)[:, None] & (o_n < ld)[None, :]
         b_g = tl.load(p_gram + o_i[:, None] * ld + o_n[None, :], mask=m_g, other=0.0)
-        b_dot = tl.sum(tl.where((o_n < n)[None, :], b_g * b_mass[None, :], 0.0), 1)
+        # What stands where no token is may be anything, and times 0 an infinity would be NaN.
+        b_dot = tl.sum(tl.where((b_mass > 0)[None, :], b_g * b_mass[None, :], 0.0), 1)
         tl.store(p_mean + o_i, b_dot / total, mask=o_i < n)
     tl.debug_barrier()
     b_mean = tl.load(p_mean + o_n, mask=o_n < n, other=0.0)
     # ||x_i - mu||^2 = G_ii - 2 x_i . mu + mu . mu
-    b_least = tl.maximum(b_norm - 2 * b_mean + tl.sum(b_mass * b_mean, 0) / total, 0.0)
+    b_centre = tl.where(b_mass > 0, b_mass * b_mean, 0.0)
+    b_least = tl.maximum(b_norm - 2 * b_mean + tl.sum(b_centre, 0) / total, 0.0)
     b_chosen = tl.zeros((NP,), tl.int32)
     for step in range(slots):
         b_score = tl.where(b_valid & (b_chosen == 0), b_weight * b_least, -1.0)

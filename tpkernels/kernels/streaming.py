@@ -13,7 +13,7 @@ import triton.language as tl
 from .segments import split_halves
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def split_tokens_kernel(
     p_x, p_offset, p_factor, p_high, p_low, n, d, width, stride_b, stride_n, stride_d, T: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
@@ -45,7 +45,9 @@ def _nearer(b_product, b_norm, o_s, b_best, b_label):
     return tl.minimum(b_best, b_least), tl.where(b_least < b_best, b_slot, b_label)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["n", "k", "parts", "slots", "first"], do_not_specialize_on_alignment=["p_moving", "p_moved"]
+)
 def assign_kernel(
     p_high, p_low, p_centre_high, p_centre_low, p_norm, p_mask, p_medoid, p_old, p_new, p_moving, p_moved,
     n, k, width, parts, slots, first, stride_mb, stride_mn,

@@ -99,10 +99,12 @@ def gram_tile(
     if i == j:
         b_gram = tl.where(o_i[:, None] >= o_j[None, :], b_gram, b_mirror)
         b_mirror = b_gram
-    m_tile = (o_i < n)[:, None] & (o_j < n)[None, :]
+    # Lines are a multiple of 16 wide, so that whole vectors are stored; nobody reads what stands beyond the tokens.
+    m_tile = (o_i < n)[:, None] & (o_j < ld)[None, :]
     tl.store(p_gram + o_i[:, None] * ld + o_j[None, :], b_gram, mask=m_tile)
     if i != j:
-        tl.store(p_gram + o_j[:, None] * ld + o_i[None, :], b_mirror, mask=(o_j < n)[:, None] & (o_i < n)[None, :])
+        m_tile = (o_j < n)[:, None] & (o_i < ld)[None, :]
+        tl.store(p_gram + o_j[:, None] * ld + o_i[None, :], b_mirror, mask=m_tile)
     return tl.sum(b_inexact, 0)
 
 
