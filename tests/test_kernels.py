@@ -18,7 +18,8 @@ from tolerances import TOLERANCES, assert_values, medoid_regret, regret_limit, t
 from torch import Tensor
 
 from tpkernels import reference
-from tpkernels.ops.cluster import Results, cluster
+from tpkernels.ops.cluster import cluster
+from tpkernels.ops.launching import Results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import resident, streaming
 from .backends import regime
 from .distances import objective
+from .launching import Results
 from .limits import limits_of
 from .lloyd import kmeans, kmedoids
 from .mean import cluster_mean_backward
@@ -21,7 +22,6 @@ from .starts import start_labels
 from .ward import ward
 
 OUTPUTS = ("center", "mean", "medoid")
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("tpkernels::cluster", mutates_args=())

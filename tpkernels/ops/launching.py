@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+# What `ops.cluster.cluster` returns, see there.
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
 
 def on_device(x: Tensor) -> AbstractContextManager:
     """Makes the tensor's device the current one: kernels run on its current stream."""

@@ -13,14 +13,13 @@ from torch import Tensor
 from . import tuning
 from .backends import interpreting
 from .configs import ResidentConfig, resident_config
-from .launching import on_device, power_of_two, strides
+from .launching import Results, on_device, power_of_two, strides
 from .limits import Limits, limits_of
 
 # What the resident programs may hold together, whatever the batch.
 SCRATCH_BYTES = 256 << 20
 # Up to this width a sample's matrix is small enough that one program makes, clusters and pools it.
 ONE_LAUNCH_WIDTH = 256
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def precision() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launching import on_device, power_of_two, strides
+from .launching import Results, on_device, power_of_two, strides
 from .limits import Limits, limits_of
 from .pooling import gather_tokens, source_of
 from .samples import Samples, canonical_order, prepare, renumber, segment_min, settle
@@ -30,7 +30,6 @@ from .starts import start_labels
 LARGE_SHARED = 200 << 10
 LARGE_TILES = ((128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 64, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))
 SMALL_TILES = ((128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), *LARGE_TILES[-2:])
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def padded_width(d: int) -> int:
