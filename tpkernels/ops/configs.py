@@ -71,7 +71,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
     for warps, held, tile, block_d, per_processor in shapes:
         rows = max(2, min(width, held // width))
         config = ResidentConfig(
-            min(tile, width), max(16, block_d), rows, 16, held // (16 if large else 32), warps, 2, per_processor
+            min(tile, width), max(16, block_d), rows, 16, held // (16 if large else 64), warps, 2, per_processor
         )
         if config.shared_bytes(element) * per_processor <= limits.shared_bytes and config not in found:
             found.append(config)
