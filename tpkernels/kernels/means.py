@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .averages import segment_means, sort_members
+from .nearest import nearer, store_nearest
 
 
 @triton.jit
@@ -54,11 +55,5 @@ def assign_means(
         b_square = tl.load(p_square + o_s, mask=o_s < k, other=float("inf"))[:, None]
         m_live = (b_square < float("inf")) & (o_n < ld)[None, :]
         b_score = b_square - 2 * tl.load(p_product + o_s[:, None] * ld + o_n[None, :], mask=m_live, other=0.0)
-        b_least = tl.min(b_score, 0)
-        b_slot = tl.min(tl.where(b_score == b_least[None, :], o_s[:, None], 2147483647), 0)
-        b_label = tl.where(b_least < b_best, b_slot, b_label)
-        b_best = tl.minimum(b_best, b_least)
-    b_norm = tl.load(p_norm + o_n, mask=o_n < n, other=0.0)
-    tl.store(p_label + o_n, tl.where(b_valid, b_label, -1), mask=o_n < n)
-    tl.store(p_sqdist + o_n, tl.maximum(b_norm + b_best, 0.0), mask=o_n < n)
-    tl.debug_barrier()
+        b_best, b_label = nearer(b_score, o_s, b_best, b_label)
+    store_nearest(p_norm, p_label, p_sqdist, b_best, b_label, b_valid, o_n, n)

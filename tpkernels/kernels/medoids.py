@@ -8,6 +8,8 @@ medoid m is `G_mm - 2 G_mi` plus a constant of the token. Neither touches the D 
 import triton
 import triton.language as tl
 
+from .nearest import nearer, store_nearest
+
 # Costs that differ by less than the rounding of the Gram matrix are tied; then the lowest index wins.
 SLACK = tl.constexpr(2.0**-20)
 
@@ -74,11 +76,5 @@ def assign_medoids(
         b_score = b_norm[:, None] - 2 * b_g
         # Among equal tokens too, a medoid belongs to its own cluster.
         b_score = tl.where(b_m[:, None] == o_n[None, :], float("-inf"), b_score)
-        b_least = tl.min(b_score, 0)
-        b_slot = tl.min(tl.where(b_score == b_least[None, :], o_s[:, None], 2147483647), 0)
-        b_label = tl.where(b_least < b_best, b_slot, b_label)
-        b_best = tl.minimum(b_best, b_least)
-    b_norm = tl.load(p_norm + o_n, mask=o_n < n, other=0.0)
-    tl.store(p_label + o_n, tl.where(b_valid, b_label, -1), mask=o_n < n)
-    tl.store(p_sqdist + o_n, tl.maximum(b_norm + b_best, 0.0), mask=o_n < n)
-    tl.debug_barrier()
+        b_best, b_label = nearer(b_score, o_s, b_best, b_label)
+    store_nearest(p_norm, p_label, p_sqdist, b_best, b_label, b_valid, o_n, n)
