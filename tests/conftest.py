@@ -80,13 +80,14 @@ def thorough(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def timm() -> Iterator[ModuleType]:
-    """The package timm; skips where it is not installed."""
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
+def torchvision() -> Iterator[ModuleType | None]:
+    """The package torchvision, None where it is not installed. timm and transformers load it if it is there."""
+    if importlib.util.find_spec("torchvision") is None:
+        yield None
+        return
     library = None
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         # PyPI's torchvision over a torch for CPUs lacks the operators that it describes; defining them lets it load.
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
@@ -94,5 +95,22 @@ def timm() -> Iterator[ModuleType]:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield importlib.import_module("timm")
+        import torchvision
+    yield torchvision
     del library
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision: ModuleType | None) -> ModuleType:
+    """The package timm; skips where it is not installed."""
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    return importlib.import_module("timm")
+
+
+@pytest.fixture(scope="session")
+def transformers(torchvision: ModuleType | None) -> ModuleType:
+    """The package transformers; skips where it is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    return importlib.import_module("transformers")

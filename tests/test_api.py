@@ -28,16 +28,19 @@ SIGNATURES = {
     "chamfer_loss": "(x, centers, weight=None)",
     "attention": "(q, k, v, *, key_size=None, mask=None, scale=None)",
     "patch": "(model, keep=None, *, layers=None, budget=None, method='ward', init='ward', output='mean', "
-    "weighted=None, proportional=True, max_iter=5, seed=0, backend='auto')",
+    "weighted=None, proportional=True, position='attention', restore=None, max_iter=5, min_tokens=0, seed=0, "
+    "backend='auto')",
     "unpatch": "(model)",
     "schedule_of": "(model)",
-    "count_macs": "(model_or_shape, schedule=None, *, method='ward', init='ward', max_iter=5)",
+    "summary": "(model)",
+    "trace": "(model)",
+    "count_macs": "(model_or_shape, schedule=None, *, method='ward', init='ward', max_iter=5, position='attention')",
     "tokens_kept": "(keep, n)",
     "resolve_keep": "(keep, depth, num_patches, layers=None)",
 }
 TOKEN_POOL = (
     "(keep, method='ward', *, init='ward', output='mean', max_iter=5, weighted=False, num_prefix_tokens=1, "
-    "grid_size=None, seed=0, backend='auto')"
+    "grid_size=None, seed=0, min_tokens=0, backend='auto')"
 )
 FORWARD = "(self, x, significance=None, *, sizes=None, mask=None, metric=None, return_info=False)"
 FIELDS = {

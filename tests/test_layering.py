@@ -18,18 +18,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tpkernels"
 MAY_IMPORT = {
     "kernels": set(),
     "ops": {"kernels"},
-    "macs": set(),
-    "schedules": {"macs"},
+    "shapes": set(),
+    "macs": {"shapes"},
+    "schedules": {"shapes", "macs"},
     "reference": set(),
     "checks": {"ops"},
     "functional": {"ops", "checks"},
     "modules": {"ops", "checks", "functional", "schedules"},
-    "integrations": {"macs", "schedules", "checks", "functional", "modules"},
+    "integrations": {"shapes", "macs", "schedules", "checks", "functional", "modules"},
     "env": {"ops"},
-    "__init__": {"macs", "schedules", "functional", "modules", "integrations"},
+    "__init__": {"shapes", "macs", "schedules", "functional", "modules", "integrations"},
 }
 # Packages from elsewhere that a room may import; every room may import the standard library.
-FOREIGN = {"kernels": {"triton"}, "ops": {"torch", "numpy", "numba"}, "macs": set(), "schedules": set()}
+FOREIGN = {"kernels": {"triton"}, "ops": {"torch", "numpy", "numba"}, "shapes": set(), "macs": set(), "schedules": set()}
 
 
 class Import(NamedTuple):

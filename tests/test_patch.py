@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tpkernels import TokenPool, count_macs, patch, resolve_keep, schedule_of, unpatch
-from tpkernels.integrations.timm import PooledBlocks, run_block
+from tpkernels.integrations.blocks import PooledSequential, run_block
+from tpkernels.integrations.timm import Timm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from deit.model import Block, DeiT, DeiTConfig
@@ -158,7 +159,7 @@ def test_is_the_model_written_out(model: DeiT, images: Tensor, method: str, prop
 def test_significance_is_computed_only_where_it_is_needed(
     model: DeiT, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tpkernels.integrations import timm as adapter
+    from tpkernels.integrations import attend as adapter
 
     calls = []
     plain = adapter.attention
@@ -231,7 +232,7 @@ def test_copies_and_pickles(model: DeiT, images: Tensor) -> None:
 def test_a_slice_of_the_blocks_keeps_its_schedule(model: DeiT, images: Tensor) -> None:
     patch(model, 0.5)
     model.blocks = model.blocks[:2]
-    assert isinstance(model.blocks, PooledBlocks) and isinstance(model.blocks[0], Block)
+    assert isinstance(model.blocks, PooledSequential) and isinstance(model.blocks[0], Block)
     assert token_counts(model, images) == [33, 17]
     assert type(unpatch(model).blocks) is nn.Sequential
 
@@ -323,7 +324,8 @@ def test_every_part_of_a_block_is_used(scores: bool) -> None:
     x = torch.randn(2, 9, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"method": "kmedoids", "init": "topk"} if scores else {}
     identity = TokenPool(8, **options)
-    y, sizes = run_block(block, x, torch.ones(2, 9), pool=identity, proportional=True)
+    ones = torch.ones(2, 9)
+    y, sizes, _ = run_block(Timm(), block, x, ones, pool=identity, proportional=True, position="attention")
     torch.testing.assert_close(y, block(x))
     assert sizes.eq(1).all()
 
@@ -380,10 +382,10 @@ def headless(model: DeiT) -> DeiT:
         (lambda model: with_blocks(model, lambda: ForgottenScale(24, 3, 4.0)), "ForgottenScale computes something"),
         (lambda model: with_blocks(model, lambda: Rotary(24, 3, 4.0)), "Rotary takes positions from `rope`"),
         (relative, "Attention takes positions from `relative_position_bias_table`"),
-        (listed, "no `blocks` in an nn.Sequential"),
+        (listed, "its `blocks` is a ModuleList, not an nn.Sequential"),
         (headless, "Block has no mlp"),
-        (lambda model: nn.DataParallel(model), "DataParallel: it has no `blocks`"),
-        (lambda model: nn.Linear(3, 3), "Linear: it has no `blocks`"),
+        (lambda model: nn.DataParallel(model), "DataParallel: it has neither `blocks` nor"),
+        (lambda model: nn.Linear(3, 3), "Linear: it has neither `blocks` nor"),
         (lambda model: None, "NoneType"),
     ],
 )
@@ -394,17 +396,6 @@ def test_unsupported_models_raise_before_anything_changes(model: DeiT, change: A
         patch(changed, 0.5)
     assert reason in str(caught.value) and type(changed).__name__ in str(caught.value)
     assert changed is None or facts(changed) == before
-
-
-@pytest.mark.parametrize("pool", ["avg", "map", "", None])
-def test_other_heads_are_refused(model: DeiT, pool: str | None) -> None:
-    if pool is None:
-        model.num_prefix_tokens, model.cls_token = 0, None
-    else:
-        model.global_pool = pool
-    with pytest.raises(ValueError, match="class token"):
-        patch(model, 0.5)
-    assert type(model.blocks) is nn.Sequential
 
 
 def test_prefix_tokens_are_counted_where_the_model_does_not_say(images: Tensor) -> None:
@@ -430,6 +421,9 @@ def test_prefix_tokens_are_counted_where_the_model_does_not_say(images: Tensor) 
         ({"keep": 0.5, "output": "median"}, ValueError, "output"),
         ({"keep": 0.5, "backend": "numpy"}, ValueError, "backend"),
         ({"budget": 2.0}, ValueError, "budget"),
+        ({"keep": 0.5, "position": "mlp"}, ValueError, "position must be one of attention, block"),
+        ({"keep": 0.5, "method": "topk", "restore": True}, ValueError, "restore must be False or None"),
+        ({"keep": 0.5, "min_tokens": -1}, ValueError, "min_tokens"),
     ],
 )
 def test_bad_arguments_change_nothing(
@@ -446,69 +440,8 @@ def test_schedule_of_an_unpatched_model(model: DeiT) -> None:
         schedule_of(model)
 
 
-def test_gradient_checkpointing_is_refused(model: DeiT, images: Tensor) -> None:
-    model.grad_checkpointing = True
-    with pytest.raises(ValueError, match="grad_checkpointing must be off"):
-        patch(model, 0.5)
-    model.grad_checkpointing = False
-    patch(model, 0.5)
-    model.grad_checkpointing = True
-    with pytest.raises(ValueError, match="grad_checkpointing must be off"):
-        model(images)
-
-
 def test_hooks_of_the_model_stay_silent_while_patching(model: DeiT) -> None:
     calls: list[int] = []
     model.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(1))
     patch(model, 0.5)
     assert not calls and not model.training
-
-
-TIMM_MODELS = {
-    "deit_tiny_patch16_224": 1,
-    "deit_tiny_distilled_patch16_224": 2,
-    "deit3_small_patch16_224": 1,
-    "vit_tiny_patch16_224": 1,
-    "vit_small_patch14_reg4_dinov2": 5,
-    "vit_base_patch16_clip_224": 1,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TIMM_MODELS)
-def test_timm_models(timm: Any, name: str) -> None:
-    torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, img_size=112, num_classes=7, depth=5).eval()
-    images = torch.randn(2, 3, 112, 112)
-    before = facts(model)
-    with torch.no_grad():
-        expected = model(images)
-        assert torch.equal(patch(model, 1.0)(images), expected)
-        patch(model, 0.7, layers=[1, 3])
-        assert model.blocks.plan.num_prefix_tokens == TIMM_MODELS[name]
-        assert token_counts(model, images) == [TIMM_MODELS[name] + n for n in schedule_of(model)]
-        assert model(images).shape == expected.shape
-        patch(model, 0.9, method="kmedoids", init="topk")
-        assert model(images).isfinite().all()
-        unpatch(model)
-        assert facts(model) == before and torch.equal(model(images), expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "reason"),
-    [
-        ("swin_tiny_patch4_window7_224", TypeError, "SwinTransformer"),
-        ("eva02_tiny_patch14_224", TypeError, "Eva"),
-        ("beit_base_patch16_224", TypeError, "Beit"),
-        ("vit_relpos_small_patch16_224", TypeError, "VisionTransformerRelPos"),
-        ("cait_xxs24_224", TypeError, "Cait"),
-        ("resnet18", TypeError, "ResNet"),
-        ("vit_medium_patch16_gap_240", ValueError, "global_pool='avg'"),
-        ("vit_base_patch16_siglip_224", ValueError, "global_pool='map'"),
-    ],
-)
-def test_timm_models_that_are_refused(timm: Any, name: str, error: type[Exception], reason: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False)
-    with pytest.raises(error, match=reason):
-        patch(model, 0.7)

@@ -19,10 +19,11 @@ from .functional import (
     unpool,
     ward,
 )
-from .integrations import patch, schedule_of, unpatch
-from .macs import Macs, ViTShape, count_macs
+from .integrations import Summary, Trace, patch, schedule_of, summary, trace, unpatch
+from .macs import Macs, count_macs
 from .modules import PoolInfo, TokenPool
 from .schedules import resolve_budget, resolve_keep, tokens_kept
+from .shapes import ViTShape
 
 try:
     __version__ = version("tpkernels")
@@ -34,7 +35,9 @@ __all__ = [
     "Clusters",
     "Macs",
     "PoolInfo",
+    "Summary",
     "TokenPool",
+    "Trace",
     "ViTShape",
     "assign",
     "attention",
@@ -50,7 +53,9 @@ __all__ = [
     "resolve_budget",
     "resolve_keep",
     "schedule_of",
+    "summary",
     "tokens_kept",
+    "trace",
     "unpatch",
     "unpool",
     "ward",

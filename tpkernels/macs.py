@@ -6,56 +6,18 @@ Pooling paper (Marin et al., arXiv 2110.03860), are biases, normalisations, soft
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from dataclasses import dataclass
 from typing import Any
 
+from .shapes import ViTShape, check_integer, vit_shape
+
 METHODS = ("ward", "kmeans", "kmedoids", "topk", "importance", "random", "grid", "bipartite")
+POSITIONS = ("attention", "block")
 INITS = ("auto", "ward", "topk", "farthest", "strided")
 
 # Ward takes up to this many tokens; `init="auto"` is its start up to there and farthest-first above.
 WARD_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class ViTShape:
-    """What the MACs of a plain vision transformer depend on.
-
-    Args:
-        depth: blocks.
-        dim: channels of a token.
-        num_patches: patch tokens that enter the first block.
-        num_prefix_tokens: class, distillation and register tokens; they are never pooled.
-        mlp_ratio: hidden channels of the MLP over `dim`.
-        patch_dim: numbers in a patch (3 * 16 * 16 at DeiT's patch size).
-        num_classes: outputs of the head, or of all heads; 0 for none.
-
-    Raises:
-        TypeError: a field that is not a number of its kind.
-        ValueError: a field out of range.
-    """
-
-    depth: int
-    dim: int
-    num_patches: int
-    num_prefix_tokens: int = 1
-    mlp_ratio: float = 4.0
-    patch_dim: int = 768
-    num_classes: int = 1000
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "mlp_ratio":
-                if isinstance(value, bool) or not isinstance(value, Real):
-                    raise TypeError(f"mlp_ratio must be a positive number, got {value!r}")
-                if not 0 < float(value) < math.inf:
-                    raise ValueError(f"mlp_ratio must be a positive number, got {value!r}")
-            else:
-                least = 0 if field.name in ("num_prefix_tokens", "num_classes") else 1
-                check_integer(field.name, value, least)
 
 
 @dataclass(frozen=True)
@@ -97,15 +59,6 @@ class Macs:
         return self.total / self.base
 
 
-def check_integer(name: str, value: object, least: int) -> int:
-    """Returns `value` as an int; raises where it is no integer (TypeError) or less than `least` (ValueError)."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value}")
-    return int(value)
-
-
 def count_macs(
     model_or_shape: Any,
     schedule: Sequence[int] | None = None,
@@ -113,29 +66,35 @@ def count_macs(
     method: str = "ward",
     init: str | Sequence[int] = "ward",
     max_iter: int = 5,
+    position: str = "attention",
 ) -> Macs:
     """Counts the MACs for one image, with and without pooling between each block's attention and its MLP.
 
     Block l takes N = n_in + P tokens, P of them prefix tokens, and leaves M = n_out + P, with d channels:
-    `attention = 4 N d^2 + 2 N^2 d`, `mlp = 2 mlp_ratio M d^2`. The patch embedding is `n patch_dim d`, the head
-    `d num_classes`: 1.254 G for DeiT-Ti and 4.599 G for DeiT-S at 224 px. For the clustering see `clustering_macs`.
+    `attention = 4 N d^2 + 2 N^2 d`, `mlp = 2 mlp_ratio M d^2` (N tokens where blocks pool at their end). The patch
+    embedding is `n patch_dim d`, the head `d num_classes`: 1.254 G for DeiT-Ti and 4.599 G for DeiT-S at 224 px. For
+    the clustering see `clustering_macs`.
 
     Args:
-        model_or_shape: a `ViTShape`, or a vision transformer that carries timm's names (see `vit_shape`).
+        model_or_shape: a `ViTShape`, or a vision transformer of timm, torchvision or transformers (see `vit_shape`).
         schedule: patch tokens left after each block, from `resolve_keep` or `resolve_budget`; None for no pooling.
         method, init, max_iter: as `TokenPool` takes them.
+        position: where a block pools, "attention" (after it) or "block" (at its end).
 
     Raises:
         TypeError: a model whose shape cannot be read, or a schedule that does not hold integers.
-        ValueError: an unknown method or init; a schedule of the wrong length, out of range or rising.
+        ValueError: an unknown method, init or position; a schedule of the wrong length, out of range or rising.
     """
+    if position not in POSITIONS:
+        raise ValueError(f"position must be one of {', '.join(POSITIONS)}; got {position!r}")
     shape = vit_shape(model_or_shape)
     kept = _check_schedule(schedule, shape)
     ends = shape.num_patches * shape.patch_dim * shape.dim + shape.dim * shape.num_classes
     rows, n_in = [], shape.num_patches
     for layer, n_out in enumerate(kept):
         clustering = clustering_macs(n_in, n_out, shape.dim, method=method, init=init, max_iter=max_iter)
-        rows.append(LayerMacs(layer, n_in, n_out, _attention(shape, n_in), _mlp(shape, n_out), clustering))
+        in_mlp = n_out if position == "attention" else n_in
+        rows.append(LayerMacs(layer, n_in, n_out, _attention(shape, n_in), _mlp(shape, in_mlp), clustering))
         n_in = n_out
     return Macs(
         base=ends + shape.depth * (_attention(shape, shape.num_patches) + _mlp(shape, shape.num_patches)),
@@ -191,27 +150,6 @@ def clustering_macs(
     return lloyd + {"ward": gram + ward, "farthest": k * means}.get(start, 0)
 
 
-def vit_shape(model_or_shape: Any) -> ViTShape:
-    """The `ViTShape` given, or read from a model that carries timm's names, without importing timm.
-
-    Read are `blocks` (each with an `mlp` of the same size), `patch_embed.proj`, `patch_embed.num_patches` or
-    `.grid_size` or else `pos_embed`, `num_prefix_tokens` or else `cls_token`, `dist_token`, `reg_token`, and `head`
-    (with `head_dist`). The MLP's size is that of its weight matrices, so gated MLPs count in full.
-
-    Raises:
-        TypeError: what is given has no such parts; the message names its class.
-    """
-    if isinstance(model_or_shape, ViTShape):
-        return model_or_shape
-    try:
-        return _read_shape(model_or_shape)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise TypeError(
-            "model_or_shape must be a ViTShape or a vision transformer with timm's names (blocks, patch_embed.proj, "
-            f"pos_embed, cls_token, head), got {type(model_or_shape).__name__} ({error})"
-        ) from error
-
-
 def _attention(shape: ViTShape, patches: int) -> int:
     tokens = patches + shape.num_prefix_tokens
     return 4 * tokens * shape.dim**2 + 2 * tokens**2 * shape.dim
@@ -253,50 +191,3 @@ def _check_schedule(schedule: Sequence[int] | None, shape: ViTShape) -> list[int
         left = count
         kept.append(count)
     return kept
-
-
-def _read_shape(model: Any) -> ViTShape:
-    projection = model.patch_embed.proj.weight
-    dim, patch_dim = int(projection.shape[0]), math.prod(projection.shape[1:])
-    weights = {_matrix_size(block.mlp) for block in model.blocks}
-    if len(weights) != 1:
-        raise ValueError(f"its blocks' MLPs have {sorted(weights)} weights, not one number")
-    prefix = getattr(model, "num_prefix_tokens", None)
-    if not isinstance(prefix, int):
-        tokens = (getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token"))
-        prefix = sum(int(token.shape[1]) for token in tokens if token is not None)
-    return ViTShape(
-        depth=len(model.blocks),
-        dim=dim,
-        num_patches=_read_num_patches(model, prefix),
-        num_prefix_tokens=prefix,
-        mlp_ratio=weights.pop() / (2 * dim**2),
-        patch_dim=patch_dim,
-        num_classes=sum(_read_outputs(model, name) for name in ("head", "head_dist")),
-    )
-
-
-def _matrix_size(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
-
-
-def _read_num_patches(model: Any, prefix: int) -> int:
-    count = getattr(model.patch_embed, "num_patches", None)
-    if isinstance(count, int):
-        return count
-    grid = getattr(model.patch_embed, "grid_size", None)
-    if grid is not None:
-        return math.prod(grid)
-    # timm's no_embed_class keeps positions for the patches alone.
-    return int(model.pos_embed.shape[1]) - (0 if getattr(model, "no_embed_class", False) else prefix)
-
-
-def _read_outputs(model: Any, name: str) -> int:
-    head = getattr(model, name, None)
-    weight = getattr(head, "weight", None)
-    if weight is not None:
-        return int(weight.shape[0])
-    # timm's headless models carry an Identity; anything else with parameters is a head we cannot count.
-    if head is not None and any(True for _ in head.parameters()):
-        raise TypeError(f"its {name} is a {type(head).__name__}, not a linear layer")
-    return 0

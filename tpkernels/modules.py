@@ -41,6 +41,26 @@ class PoolInfo(NamedTuple):
     n_iter: Tensor | None
 
 
+class Pooling(NamedTuple):
+    """What `TokenPool.pool` returns: everything that costs nothing more, see PoolInfo.
+
+    tokens [B, P + K, D]; sizes [B, P + K], None where no sizes were given; label [B, N - P] int64, the cluster of every
+    patch token; medoids [B, K] and n_iter [B], None where the method has none.
+    """
+
+    tokens: Tensor
+    sizes: Tensor | None
+    label: Tensor
+    medoids: Tensor | None
+    n_iter: Tensor | None
+
+
+def with_prefix(label: Tensor, prefix: int) -> Tensor:
+    """Output tokens [B, P + N] of all tokens, from the patch tokens' labels [B, N]: the prefix stays where it is."""
+    first = torch.arange(prefix, device=label.device).expand(label.shape[0], prefix)
+    return torch.cat([first, torch.where(label < 0, -1, label + prefix)], 1)
+
+
 class TokenPool(nn.Module):
     """Pools the patch tokens of a vision transformer; no parameters (Marin et al., arXiv 2110.03860).
 
@@ -59,6 +79,8 @@ class TokenPool(nn.Module):
         num_prefix_tokens: class, distillation and register tokens at the front: never pooled.
         grid_size: (rows, columns) of the patch grid, for "grid"; a square where None.
         seed: of "random" and "importance".
+        min_tokens: calls with fewer patch tokens than this, the batch's together (B x N), pass unpooled: so little work
+            that pooling takes longer than it saves. docs/benchmarks.md has the sizes at which it pays.
         backend: "auto", "torch" or "triton".
     """
 
@@ -74,6 +96,7 @@ class TokenPool(nn.Module):
         num_prefix_tokens: int = 1,
         grid_size: tuple[int, int] | None = None,
         seed: int = 0,
+        min_tokens: int = 0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -85,6 +108,7 @@ class TokenPool(nn.Module):
         checks.count("num_prefix_tokens", num_prefix_tokens, 0)
         checks.grid_size(grid_size)
         checks.integer("seed", seed)
+        checks.count("min_tokens", min_tokens, 0)
         checks.one_of("backend", backend, BACKENDS)
         self.keep = keep
         self.method = method
@@ -95,6 +119,7 @@ class TokenPool(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.grid_size = grid_size
         self.seed = seed
+        self.min_tokens = min_tokens
         self.backend = backend
 
     def extra_repr(self) -> str:
@@ -107,10 +132,17 @@ class TokenPool(nn.Module):
         starts = self.method in ("kmeans", "kmedoids") and self.init == "topk"
         return self.weighted or starts or self.method in ("topk", "importance")
 
-    def output_len(self, n: int) -> int:
-        """Tokens that leave for n tokens that come, prefix included both times."""
+    def output_len(self, n: int, batch_size: int = 1) -> int:
+        """Tokens that leave for n tokens a sample that come, prefix included both times."""
         patches = n - self.num_prefix_tokens
-        return n if patches < 1 else self.num_prefix_tokens + tokens_kept(self.keep, patches)
+        return n if patches < 1 else self.num_prefix_tokens + self._kept(batch_size, patches)
+
+    def pools(self, batch_size: int, patches: int) -> bool:
+        """Whether samples of so many patch tokens leave with fewer."""
+        return patches > 0 and self._kept(batch_size, patches) < patches
+
+    def _kept(self, batch_size: int, patches: int) -> int:
+        return patches if batch_size * patches < self.min_tokens else tokens_kept(self.keep, patches)
 
     def forward(
         self,
@@ -138,6 +170,53 @@ class TokenPool(nn.Module):
         Raises:
             TypeError, ValueError: an argument of the wrong type or shape, or a significance that is missing.
         """
+        found = self.pool(x, significance, sizes=sizes, mask=mask, metric=metric)
+        if not return_info:
+            return found.tokens if found.sizes is None else (found.tokens, found.sizes)
+        p = self.num_prefix_tokens
+        patches, label = x[:, p:].detach(), found.label
+        pooled_sizes = self._sizes(x, sizes, label, found.tokens.shape[1] - p) if found.sizes is None else found.sizes
+        loss = None
+        if self.method in CLUSTERERS:
+            score = None if significance is None else significance[:, p:].detach()
+            weight = self._weight(score, None if sizes is None else sizes[:, p:])
+            loss = objective(patches, found.tokens[:, p:].detach(), label, weight)
+        info = PoolInfo(with_prefix(label, p), pooled_sizes, found.medoids, loss, found.n_iter)
+        return (found.tokens, info) if found.sizes is None else (found.tokens, found.sizes, info)
+
+    def pool(
+        self,
+        x: Tensor,
+        significance: Tensor | None = None,
+        *,
+        sizes: Tensor | None = None,
+        mask: Tensor | None = None,
+        metric: Tensor | None = None,
+    ) -> Pooling:
+        """What `forward` does, with the labels that it has anyway. Arguments and errors are `forward`'s."""
+        self._check(x, significance, sizes, mask, metric)
+        p = self.num_prefix_tokens
+        patches = x[:, p:]
+        b, n = patches.shape[:2]
+        k = self._kept(b, n) if n else 1
+        if mask is None and k >= n:
+            label = torch.arange(n, device=x.device).expand(b, n)
+            clusters = self.method in CLUSTERERS
+            keeps_tokens = self.method == "kmedoids" or (clusters and self.output == "medoid")
+            return Pooling(x, sizes, label, label if keeps_tokens else None, label.new_zeros(b) if clusters else None)
+        score = None if significance is None else significance[:, p:].detach()
+        size = None if sizes is None else sizes[:, p:]
+        there = None if mask is None else mask[:, p:]
+        tokens, label, medoids, n_iter = self._pool(
+            patches, score, size, there, None if metric is None else metric[:, p:], k
+        )
+        out = torch.cat([x[:, :p], tokens], 1)
+        out_sizes = None if sizes is None else self._sizes(x, sizes, label, tokens.shape[1])
+        return Pooling(out, out_sizes, label, medoids, n_iter)
+
+    def _check(
+        self, x: Tensor, significance: Tensor | None, sizes: Tensor | None, mask: Tensor | None, metric: Tensor | None
+    ) -> None:
         checks.tokens(x)
         checks.per_token("significance", significance, x)
         checks.per_token("sizes", sizes, x)
@@ -151,35 +230,16 @@ class TokenPool(nn.Module):
                 f"significance must be given for {self!r}: the attention that each token received [B, N], "
                 f"as tpkernels.attention returns it"
             )
+        if x.shape[1] < self.num_prefix_tokens:
+            raise ValueError(
+                f"x must hold at least its {self.num_prefix_tokens} prefix tokens, got {x.shape[1]} tokens"
+            )
+
+    def _sizes(self, x: Tensor, sizes: Tensor | None, label: Tensor, k: int) -> Tensor:
+        """Sizes [B, P + K] of the pooled tokens; ones come in where no sizes were given."""
         p = self.num_prefix_tokens
-        if x.shape[1] < p:
-            raise ValueError(f"x must hold at least its {p} prefix tokens, got {x.shape[1]} tokens")
-
-        patches = x[:, p:]
-        score = None if significance is None else significance[:, p:].detach()
-        size = None if sizes is None else sizes[:, p:]
-        there = None if mask is None else mask[:, p:]
-        k = tokens_kept(self.keep, max(patches.shape[1], 1))
-        tokens, label, medoids, n_iter = self._pool(
-            patches, score, size, there, None if metric is None else metric[:, p:], k
-        )
-
-        out = torch.cat([x[:, :p], tokens], 1)
-        if sizes is None and not return_info:
-            return out
-        k = tokens.shape[1]
-        ones = x.new_ones(x.shape[:2], dtype=torch.float32) if sizes is None else sizes
-        pooled = segment_sum(ones[:, p:], label, k)
-        out_sizes = torch.cat([ones[:, :p], pooled], 1)
-        if not return_info:
-            return out, out_sizes
-        prefix = torch.arange(p, device=x.device).expand(x.shape[0], p)
-        assignment = torch.cat([prefix, torch.where(label < 0, -1, label + p)], 1)
-        loss = None
-        if self.method in CLUSTERERS:
-            loss = objective(patches.detach(), tokens.detach(), label, self._weight(score, size))
-        info = PoolInfo(assignment, out_sizes, medoids, loss, n_iter)
-        return (out, info) if sizes is None else (out, out_sizes, info)
+        sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if sizes is None else sizes
+        return torch.cat([sizes[:, :p], segment_sum(sizes[:, p:], label, k)], 1)
 
     def _weight(self, score: Tensor | None, size: Tensor | None) -> Tensor | None:
         """What the clustering weighs tokens with. A significance under proportional attention already counts sizes."""

@@ -8,7 +8,8 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
-from .macs import check_integer, count_macs, vit_shape
+from .macs import count_macs
+from .shapes import check_integer, vit_shape
 
 # The search looks at this many ratios before it bisects: near 1 a layer may cost more to cluster than it saves, so the
 # total is not quite monotone in the ratio.
@@ -85,6 +86,7 @@ def resolve_budget(
     method: str = "ward",
     init: str | Sequence[int] = "ward",
     max_iter: int = 5,
+    position: str = "attention",
 ) -> list[int]:
     """The schedule of the constant ratio at `layers` whose MACs come closest to `budget` of the base, never above.
 
@@ -96,7 +98,7 @@ def resolve_budget(
         model_or_shape: what `count_macs` takes.
         budget: share of the unpooled model's MACs, in (0, 1].
         layers: 0-based blocks that pool; None for every block.
-        method, init, max_iter: as `count_macs` takes them.
+        method, init, max_iter, position: as `count_macs` takes them.
 
     Returns:
         Patch tokens left after each block, as `resolve_keep` returns.
@@ -114,7 +116,9 @@ def resolve_budget(
 
     def price(ratio: float) -> tuple[float, list[int]]:
         schedule = resolve_keep(ratio, shape.depth, shape.num_patches, pooled)
-        return count_macs(shape, schedule, method=method, init=init, max_iter=max_iter).ratio, schedule
+        return count_macs(
+            shape, schedule, method=method, init=init, max_iter=max_iter, position=position
+        ).ratio, schedule
 
     # The first ratio leaves one token at every pooled layer, however many there are.
     ratios = [0.5 / max(shape.num_patches, _GRID), *(step / _GRID for step in range(1, _GRID + 1))]

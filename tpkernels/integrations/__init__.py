@@ -1,5 +1,8 @@
 """Token Pooling in models that exist: found by their structure, changed reversibly."""
 
-from .patch import patch, schedule_of, unpatch
+from .patch import patch, unpatch
+from .patched import schedule_of, summary, trace
+from .report import Summary
+from .source_map import Trace
 
-__all__ = ["patch", "schedule_of", "unpatch"]
+__all__ = ["Summary", "Trace", "patch", "schedule_of", "summary", "trace", "unpatch"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
-from ..macs import ViTShape
-from ..modules import TokenPool
+from .. import checks
+from ..macs import POSITIONS
+from ..modules import PRUNERS, TokenPool
 from ..schedules import resolve_budget, resolve_keep
-from . import timm
+from ..shapes import ViTShape
+from .blocks import install, plan_of, uninstall
+from .families import find_family, read_model
+from .plan import Family, Plan
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,25 +30,33 @@ def patch(
     output: str = "mean",
     weighted: bool | None = None,
     proportional: bool = True,
+    position: str = "attention",
+    restore: bool | None = None,
     max_iter: int = 5,
+    min_tokens: int = 0,
     seed: int = 0,
     backend: str = "auto",
 ) -> Model:
-    """Makes a vision transformer pool its patch tokens between attention and MLP; `unpatch` undoes it.
+    """Makes a vision transformer of timm, torchvision or transformers pool its patch tokens; `unpatch` undoes it.
 
-    Classes change, modules and `state_dict` keys don't. Prefix tokens (class, distillation, register) are never pooled.
-    Token counts are fixed here for the model's own image size: a larger image is pooled to the same counts, and a block
-    that gets no more tokens than its count pools nothing. Patching again replaces the settings.
+    Classes of containers change; modules and `state_dict` keys don't. Prefix tokens (class, distillation, register) are
+    never pooled. Token counts are fixed here for the model's own image size: a larger image is pooled to the same
+    counts, and a block that gets no more tokens than its count pools nothing. Patching again replaces the settings.
+    The defaults are those that keep most of an unpooled model's answers: docs/defaults.md.
 
     Args:
-        model: a vision transformer with timm's structure and a class-token head; timm itself is not needed.
+        model: a vision transformer; its library need not be installed where only the structure is the same.
         keep: a ratio (float) or count (int) for every block in `layers`, or a list with one per block (None: none).
         layers: 0-based blocks that pool; every block where None.
         budget: instead of `keep`, the share of the model's MACs to spend, clustering counted.
-        method, init, output, max_iter, backend: as TokenPool takes them.
+        method, init, output, max_iter, min_tokens, backend: as TokenPool takes them.
         weighted: cluster with the significance as weight. None: the paper's choice, True for kmeans and kmedoids with
             `init="topk"`, False otherwise.
         proportional: attention counts a token as often as its size (ToMe's proportional attention).
+        position: "attention" pools between attention and MLP, "block" after the MLP.
+        restore: after the last block, give every place its token back, so that as many leave as came. None: where what
+            follows reads the patch tokens (average-pooled and attention heads, transformers' `last_hidden_state`) and
+            the method merges tokens; sizes then count by themselves. Methods that drop tokens cannot restore them.
         seed: of "random" and "importance"; block l draws with `seed + l`.
 
     Returns:
@@ -53,14 +65,16 @@ def patch(
     Raises:
         TypeError: a model of unsupported structure (the message names its class and what is supported), or an argument
             of the wrong type. The model is unchanged then.
-        ValueError: an argument out of range, `keep` and `budget` both or neither given, a head that does not read the
-            class token, or gradient checkpointing that is on. The model is unchanged then.
+        ValueError: an argument out of range, `keep` and `budget` both or neither given, or `restore` with a method that
+            drops tokens. The model is unchanged then.
     """
-    shape = timm.read_model(model)
+    family, container, shape, returns_tuples = read_model(model)
+    checks.one_of("position", position, POSITIONS)
     if keep is not None and budget is None:
         schedule = resolve_keep(keep, shape.depth, shape.num_patches, layers)
     elif budget is not None and keep is None:
-        schedule = resolve_budget(shape, budget, layers, method=method, init=init, max_iter=max_iter)
+        options: dict[str, Any] = {"method": method, "init": init, "max_iter": max_iter, "position": position}
+        schedule = resolve_budget(shape, budget, layers, **options)
     else:
         given = "neither" if keep is None else f"keep={keep!r} and budget={budget!r}"
         raise ValueError(f"keep or budget must be given, and not both, got {given}")
@@ -79,13 +93,25 @@ def patch(
             num_prefix_tokens=shape.num_prefix_tokens,
             grid_size=_grid_size(model, shape, method, before[layer]),
             seed=seed + layer,
+            min_tokens=min_tokens,
             backend=backend,
         )
 
     # Wrong settings are wrong even where nothing is pooled.
     pool(shape.num_patches)
+    if restore and method in PRUNERS:
+        raise ValueError(f"restore must be False or None for method {method!r}, which drops tokens, got {restore!r}")
+    if restore is None:
+        restore = method not in PRUNERS and family.reads_patches(model)
     pools = tuple(pool(n, layer) if n < before[layer] else None for layer, n in enumerate(schedule))
-    timm.install(model, timm.Plan(tuple(schedule), pools, shape.num_prefix_tokens, proportional))
+    unpatch(model)
+    plan = Plan(
+        family, tuple(schedule), pools, shape.num_prefix_tokens, proportional, position, bool(restore), returns_tuples
+    )
+    install(container, plan)
+    family.take_over(model)
+    for module in family.guarded(model):
+        module.register_forward_pre_hook(family.check_call, with_kwargs=True)
     return model
 
 
@@ -95,25 +121,27 @@ def unpatch(model: Model) -> Model:
     Returns:
         `model`.
     """
-    timm.uninstall(model)
+    found = find_family(model)
+    if found is None or plan_of(found[1]) is None:
+        return model
+    family, container = found
+    for module in family.guarded(model):
+        _remove_guards(module)
+    family.give_back(model)
+    uninstall(container)
     return model
 
 
-def schedule_of(model: nn.Module) -> list[int]:
-    """Patch tokens that a patched model leaves after each block, at its own image size.
-
-    Raises:
-        ValueError: the model is not patched.
-    """
-    plan = timm.plan_of(model)
-    if plan is None:
-        raise ValueError(f"model must be patched with tpkernels.patch, got an unpatched {type(model).__name__}")
-    return list(plan.schedule)
+def _remove_guards(module: nn.Module) -> None:
+    hooks = module._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Family)]:
+        del hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def _grid_size(model: nn.Module, shape: ViTShape, method: str, tokens: int) -> tuple[int, int] | None:
+def _grid_size(model: Any, shape: ViTShape, method: str, tokens: int) -> tuple[int, int] | None:
     """The patch grid, for the first block that pools it; later ones get no grid but tokens in raster order."""
-    grid = getattr(model.patch_embed, "grid_size", None)
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if method != "grid" or grid is None or tokens != shape.num_patches:
         return None
     height, width = grid

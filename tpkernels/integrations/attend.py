@@ -1,0 +1,61 @@
+"""Attention as a patched block runs it: significance where it is wanted, sizes where they count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import attention
+
+
+def attend_heads(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sizes: Tensor | None,
+    *,
+    scores: bool,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of q, k, v [B, H, N, d].
+
+    Args:
+        sizes: [B, N] for proportional attention, None for the plain one.
+        scores: whether the significance is wanted; without it this is `scaled_dot_product_attention`.
+        dropout: of the probabilities; the significance is that before it.
+
+    Returns:
+        the heads' outputs side by side [B, N, H d], and the significance [B, N] or None.
+    """
+    significance = None
+    if scores and dropout == 0:
+        out, significance = attention(q, k, v, key_size=sizes, scale=scale)
+    else:
+        if scores:
+            with torch.no_grad():
+                _, significance = attention(q, k, v, key_size=sizes, scale=scale)
+        bias = None if sizes is None else sizes.log().to(q.dtype)[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+    return out.transpose(1, 2).flatten(2), significance
+
+
+def optional(module: Any, *names: str) -> Any:
+    """The first submodule of these names that is there, else a function that changes nothing."""
+    for name in names:
+        found = getattr(module, name, None)
+        if found is not None:
+            return found
+    return _same
+
+
+def probability_dropped(attention: nn.Module, dropout: Any) -> float:
+    """The dropout of the attention's probabilities in force, from a number or a dropout module; 0 in eval mode."""
+    return float(getattr(dropout, "p", dropout) or 0.0) if attention.training else 0.0
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

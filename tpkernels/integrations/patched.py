@@ -1,0 +1,83 @@
+"""What a patched model tells: its schedule, a summary, and where the tokens of a forward went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..macs import count_macs
+from .families import find_family, find_plan
+from .plan import Plan
+from .report import Summary, describe
+from .source_map import Trace
+
+
+def schedule_of(model: nn.Module) -> list[int]:
+    """Patch tokens that a patched model leaves after each block, at its own image size.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    return list(_plan(model).schedule)
+
+
+def summary(model: nn.Module) -> Summary:
+    """Tokens and MACs per layer of a patched model, and what it pools with. Print it.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    plan = _plan(model)
+    pool = next((pool for pool in plan.pools if pool is not None), None)
+    method, init = ("ward", "ward") if pool is None else (pool.method, pool.init)
+    options: dict[str, Any] = {"method": method, "init": init, "position": plan.position}
+    if pool is not None:
+        options["max_iter"] = pool.max_iter
+    return describe(
+        model,
+        method="nothing pooled" if pool is None else method,
+        init=init if method in ("kmeans", "kmedoids") else None,
+        output="mean" if pool is None else pool.output,
+        weighted=pool is not None and pool.weighted,
+        proportional=plan.proportional,
+        position=plan.position,
+        restore=plan.restore,
+        schedule=plan.schedule,
+        num_prefix_tokens=plan.num_prefix_tokens,
+        macs=count_macs(model, plan.schedule, **options),
+    )
+
+
+@contextmanager
+def trace(model: nn.Module) -> Iterator[Trace]:
+    """Watches a patched model: after a forward inside, the Trace says which token holds each input token.
+
+        with tpkernels.trace(model) as trace:
+            model(images)
+        trace.sources[-1]  # [B, P + N]
+
+    Nothing is kept by the model. One forward at a time, in one thread: the last one is what the Trace holds.
+
+    Raises:
+        ValueError: the model is not patched, or is being watched already.
+    """
+    _plan(model)
+    found: Any = find_family(model)
+    container = found[1]
+    if container.trace is not None:
+        raise ValueError(f"model must not be watched by another trace, got {type(model).__name__}, which is")
+    container.trace = Trace()
+    try:
+        yield container.trace
+    finally:
+        container.trace = None
+
+
+def _plan(model: nn.Module) -> Plan:
+    plan = find_plan(model)
+    if plan is None:
+        raise ValueError(f"model must be patched with tpkernels.patch, got an unpatched {type(model).__name__}")
+    return plan

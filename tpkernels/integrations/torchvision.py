@@ -1,0 +1,54 @@
+"""torchvision's VisionTransformer, found by its structure, without torchvision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..shapes import ViTShape, vit_shape
+from .attend import attend_heads, probability_dropped
+from .blocks import PooledSequential
+from .plan import Attended, Family, Unsupported
+
+
+class Torchvision(Family):
+    """`encoder.layers`, an nn.Sequential of pre-norm blocks around nn.MultiheadAttention; the class token is read."""
+
+    supported = "torchvision's VisionTransformer (vit_b_16 and its like)"
+
+    def find(self, model: nn.Module) -> nn.Module | None:
+        encoder = model._modules.get("encoder")
+        layers = None if encoder is None or "conv_proj" not in model._modules else encoder._modules.get("layers")
+        return layers if type(layers) in (nn.Sequential, PooledSequential) else None
+
+    def read(self, model: Any) -> ViTShape:
+        for block in model.encoder.layers.children():
+            lacks = [name for name in ("ln_1", "self_attention", "dropout", "ln_2", "mlp") if not hasattr(block, name)]
+            if lacks:
+                raise Unsupported(f"its {type(block).__name__} has no {lacks[0]}")
+            attn = block.self_attention
+            if not isinstance(attn, nn.MultiheadAttention) or attn.in_proj_weight is None or not attn.batch_first:
+                raise Unsupported(
+                    "its self_attention is no nn.MultiheadAttention with batch_first and one projection for q, k and v"
+                )
+            if attn.bias_k is not None or attn.add_zero_attn:
+                raise Unsupported("its self_attention adds keys of its own")
+        return vit_shape(model)
+
+    def reads_patches(self, model: nn.Module) -> bool:
+        return False
+
+    def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
+        attn = block.self_attention
+        x = block.ln_1(x)
+        b, n, _ = x.shape
+        qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+        q, k, v = qkv.reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = probability_dropped(attn, attn.dropout)
+        out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout)
+        return Attended(block.dropout(attn.out_proj(out)), significance, k)
+
+    def mlp(self, block: Any, x: Tensor) -> Tensor:
+        return block.mlp(block.ln_2(x))

@@ -1,0 +1,124 @@
+"""Vision towers of transformers (ViT, DeiT, DINOv2, CLIP, SigLIP), found by their structure, without transformers.
+
+Releases name the parts differently; each part is taken by the first of its names that is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..shapes import ViTShape, tower_layers, vision_tower, vit_shape
+from .attend import attend_heads, optional, probability_dropped
+from .blocks import PooledList
+from .plan import Attended, Checkpoint, Family, Unsupported
+from .probe import check_positions
+
+_NORM1 = ("layernorm_before", "norm1", "layer_norm1")
+_NORM2 = ("layernorm_after", "norm2", "layer_norm2")
+_ATTENTION = ("attention", "self_attn")
+
+
+class Transformers(Family):
+    """A vision tower: `embeddings` with patches, and an nn.ModuleList of pre-norm layers.
+
+    Its layers' last tokens are an output of their own, `last_hidden_state`: restored to the full length.
+    """
+
+    supported = (
+        "vision models of transformers with the layers of ViT, DeiT, DINOv2, CLIP or SigLIP, alone, with heads or "
+        "beside a text tower"
+    )
+    blocks_checkpoint_themselves = True
+
+    def find(self, model: nn.Module) -> nn.Module | None:
+        layers = tower_layers(vision_tower(model))
+        return layers if type(layers) in (nn.ModuleList, PooledList) else None
+
+    def read(self, model: nn.Module) -> ViTShape:
+        blocks = list(tower_layers(vision_tower(model)).children())
+        for block in blocks:
+            for names in (_NORM1, _ATTENTION, _NORM2, ("mlp", "intermediate")):
+                if not any(isinstance(getattr(block, name, None), nn.Module) for name in names):
+                    raise Unsupported(f"its {type(block).__name__} has none of {', '.join(names)}")
+            outer = optional(block, *_ATTENTION)
+            check_positions(block, outer, getattr(outer, "attention", None))
+            core, out = _projections(block)
+            if out is None or not all(isinstance(part, nn.Linear) for part in _qkv(core)):
+                raise Unsupported(
+                    f"its {type(outer).__name__} has not one linear layer each for q, k, v and the output"
+                )
+        return vit_shape(model)
+
+    def reads_patches(self, model: nn.Module) -> bool:
+        return True
+
+    def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
+        core, project = _projections(block)
+        heads = _first(core, "num_attention_heads", "num_heads")
+        x = optional(block, *_NORM1)(x)
+        q, k, v = (part(x).unflatten(2, (heads, -1)).transpose(1, 2) for part in _qkv(core))
+        # ViT's and DINOv2's attention keeps a number, or a module in older releases.
+        dropout = probability_dropped(core, _first(core, "attention_dropout", "dropout_prob", "dropout"))
+        scale = _first(core, "scaling", "scale")
+        out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout, scale=scale)
+        update = project(out)
+        for name in ("layer_scale1", "drop_path", "dropout"):
+            update = optional(block, name)(update)
+        return Attended(update, significance, k)
+
+    def mlp(self, block: Any, x: Tensor) -> Tensor:
+        x = optional(block, *_NORM2)(x)
+        if hasattr(block, "mlp"):
+            update = block.mlp(x)
+        else:
+            update = block.output.dropout(block.output.dense(block.intermediate(x)))
+        for name in ("layer_scale2", "drop_path", "dropout"):
+            update = optional(block, name)(update)
+        return update
+
+    def guarded(self, model: nn.Module) -> list[nn.Module]:
+        """Every model on the way from this one to the layers: each collects outputs of its own."""
+        layers = self.find(model)
+        return [module for module in model.modules() if hasattr(module, "config") and _holds(module, layers)]
+
+    def check_call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name in ("output_attentions", "output_hidden_states"):
+            asked = kwargs.get(name)
+            # False is said by the call, or by the configuration where the call says nothing.
+            if asked is not False and (asked is not None or getattr(module.config, name, False)):
+                raise ValueError(
+                    f"{name} must be False for a patched model: pooled layers have fewer tokens than the model's "
+                    f"input, and no attention matrix; got {asked if asked is not None else 'True in its config'}"
+                )
+
+    def checkpoint(self, blocks: nn.Module, block: Any) -> Checkpoint | None:
+        on = getattr(block, "gradient_checkpointing", False) and block.training
+        return block._gradient_checkpointing_func if on else None
+
+
+def _projections(block: Any) -> tuple[Any, Any]:
+    """What holds q, k and v, and what the heads' outputs go through (None where that is not found)."""
+    outer = optional(block, *_ATTENTION)
+    inner = getattr(outer, "attention", None)
+    if inner is not None:
+        # Older releases: projections inside, output beside them.
+        return inner, outer.output
+    return outer, _first(outer, "o_proj", "out_proj")
+
+
+def _qkv(core: Any) -> tuple[Any, Any, Any]:
+    query, key, value = (_first(core, f"{one}_proj", name) for one, name in zip("qkv", _LONG, strict=True))
+    return query, key, value
+
+
+_LONG = ("query", "key", "value")
+
+
+def _first(holder: Any, *names: str) -> Any:
+    return next((found for name in names if (found := getattr(holder, name, None)) is not None), None)
+
+
+def _holds(module: nn.Module, part: nn.Module | None) -> bool:
+    return any(child is part for child in module.modules())
