@@ -55,6 +55,14 @@ class Pooling(NamedTuple):
     n_iter: Tensor | None
 
 
+def _summed(total: Tensor, size: Tensor | None) -> Tensor | None:
+    """The clusters' sizes [B, K] where the kernel that averaged by size has summed them; None where it has not."""
+    if size is None or total.shape[1] == 0 or size.requires_grad:
+        return None
+    # Below 0 are the members of clusters without size.
+    return total.clamp(min=0).to(size.dtype)
+
+
 def with_prefix(label: Tensor, prefix: int) -> Tensor:
     """Output tokens [B, P + N] of all tokens, from the patch tokens' labels [B, N]: the prefix stays where it is."""
     first = torch.arange(prefix, device=label.device).expand(label.shape[0], prefix)
@@ -207,12 +215,13 @@ class TokenPool(nn.Module):
         score = None if significance is None else significance[:, p:].detach()
         size = None if sizes is None else sizes[:, p:]
         there = None if mask is None else mask[:, p:]
-        tokens, label, medoids, n_iter = self._pool(
-            patches, score, size, there, None if metric is None else metric[:, p:], k
-        )
-        out = torch.cat([x[:, :p], tokens], 1)
-        out_sizes = None if sizes is None else self._sizes(x, sizes, label, tokens.shape[1])
-        return Pooling(out, out_sizes, label, medoids, n_iter)
+        found = self._pool(patches, score, size, there, None if metric is None else metric[:, p:], k)
+        tokens = torch.cat([x[:, :p], found.tokens], 1)
+        if sizes is None:
+            return found._replace(tokens=tokens, sizes=None)
+        if found.sizes is None:
+            return found._replace(tokens=tokens, sizes=self._sizes(x, sizes, found.label, found.tokens.shape[1]))
+        return found._replace(tokens=tokens, sizes=torch.cat([sizes[:, :p], found.sizes], 1))
 
     def _check(
         self, x: Tensor, significance: Tensor | None, sizes: Tensor | None, mask: Tensor | None, metric: Tensor | None
@@ -255,13 +264,14 @@ class TokenPool(nn.Module):
         mask: Tensor | None,
         metric: Tensor | None,
         k: int,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Tokens [B, K, D], labels [B, N], medoids and n_iter of the patch tokens."""
+    ) -> Pooling:
+        """The patch tokens alone; sizes where a kernel has summed them."""
         if self.method not in CLUSTERERS:
             with full_precision(x):
                 label = self._baseline(x, score, size, mask, metric, k)
             k = min(k, x.shape[1])
-            return cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean"))[0], label, None, None
+            tokens, total = cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean"))
+            return Pooling(tokens, _summed(total, size), label, None, None)
         n = x.shape[1]
         init = resolve_init(self.init, n)
         if "ward" in (self.method, init):
@@ -275,10 +285,11 @@ class TokenPool(nn.Module):
             score = score if mask is None else score.masked_fill(~mask, -torch.inf)
             start, init = highest(score, min(k, n)), "given"
         mass = None if weight is None else weight.detach()
-        tokens, _, label, medoids, _, n_iter, _, _ = cluster(
+        tokens, _, label, medoids, _, n_iter, _, total = cluster(
             x, mass, size, mask, start, k, self.method, init, self.output, self.max_iter, chosen
         )
-        return tokens, label, medoids if medoids.shape[1] else None, n_iter
+        summed = _summed(total, size) if self.output == "mean" else None
+        return Pooling(tokens, summed, label, medoids if medoids.shape[1] else None, n_iter)
 
     def _baseline(
         self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int

@@ -91,6 +91,7 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
             )
             x, sizes, label = step(x, sizes) if checkpoint is None else checkpoint(step, x, sizes)
             if label is not None and (plan.restore or container.trace is not None):
+                label = with_prefix(label, plan.num_prefix_tokens)
                 source = label if source is None else compose(source, label)
                 if container.trace is not None:
                     container.trace.add(layer, source, sizes)
@@ -120,8 +121,8 @@ def run_block(
         sizes: original tokens that each one stands for [B, N]; None before the first pooling.
 
     Returns:
-        tokens [B, M, D]; their sizes [B, M], None where pooling only selects; and the token that each of the N went to
-        [B, N], -1 where it was dropped, None where nothing was pooled.
+        tokens [B, M, D]; their sizes [B, M], None where pooling only selects; and the cluster of every patch token
+        [B, N - P], -1 where it was dropped, None where nothing was pooled.
     """
     scores = pool is not None and pool.needs_significance
     update, significance, keys = family.attention(block, x, sizes if proportional else None, scores)
@@ -138,7 +139,7 @@ def run_block(
     x = found.tokens
     if position == "attention":
         x = x + family.mlp(block, x)
-    return x, found.sizes, with_prefix(found.label, pool.num_prefix_tokens)
+    return x, found.sizes, found.label
 
 
 def install(container: nn.Module, plan: Plan) -> None:
