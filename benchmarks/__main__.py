@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: kernels, scaling, peers, plots, report, all; compile and autotune are passed on."""
+"""`python -m benchmarks`: kernels, scaling, peers, plots, report, all; compile, autotune and tax are passed on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from pathlib import Path
 RESULTS = Path(__file__).resolve().parent / "results"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 GROUPS = ("kernels", "scaling", "peers")
-PASSED_ON = {"compile": "build every kernel for every target, without a GPU", "autotune": "measure configurations here"}
+PASSED_ON = {
+    "compile": "build every kernel for every target, without a GPU",
+    "autotune": "measure configurations here",
+    "tax": "pooled models beside sliced ones; no part of all, for it takes hours",
+}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -53,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 1 where a result was wrong or failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Torch's profiler, which counts memory and launches, tells of each start otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     if argv and argv[0] in PASSED_ON:
         return _pass_on(argv[0], argv[1:])
     options = parser().parse_args(argv)
@@ -60,8 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Libraries read these when they are first imported, which is why everything else is imported below.
     if options.threads is not None:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-    # Torch's profiler, which counts memory and launches, tells of each start otherwise.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from .errors import Refusal
 
     try:
@@ -74,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _pass_on(command: str, arguments: list[str]) -> int:
     if command == "compile":
         from . import compile as tool
+    elif command == "tax":
+        from . import tax as tool
     else:
         from . import autotune as tool
     return tool.main(arguments) or 0

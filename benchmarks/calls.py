@@ -16,6 +16,8 @@ LAUNCHERS = {
     "streaming": ("streaming", "cluster"),
     "mean": ("segments", "cluster_mean"),
     "backward": ("segments", "cluster_mean_backward"),
+    "attention": ("attention_launch", "attend"),
+    "attention_backward": ("attention_launch", "attend_backward"),
 }
 # Makes a tensor from its shape, dtype and oddness, see `launches.meta`.
 Make = Callable[..., Any]
@@ -25,8 +27,9 @@ Make = Callable[..., Any]
 class Call:
     """One call of a launcher.
 
-    launcher: of LAUNCHERS; options: what it does; shape: batch, tokens, channels, clusters; odd: in strides and offsets
-    that no vector load fits; smoke: whether it is among the few that the race test compiles.
+    launcher: of LAUNCHERS; options: what it does; shape: batch, tokens, channels, clusters (of attention: batch,
+    tokens, channels of a head, heads); odd: in strides and offsets that no vector load fits; smoke: whether it is among
+    the few that the race test compiles.
     """
 
     launcher: str
@@ -93,12 +96,40 @@ def _backward(call: Call, tensor: Make) -> None:
     launcher("backward")(grad, label, x, mean, weight, total)
 
 
-_CALLS = {"resident": _cluster, "streaming": _cluster, "mean": _mean, "backward": _backward}
+def _heads(call: Call, tensor: Make) -> tuple[Any, ...]:
+    """q, k, v as one linear layer makes them; sizes and mask where the call has them."""
+    b, n, d, h = call.shape
+    qkv = tensor(b, n, 3, h, d, dtype=call.dtype, odd=call.odd).permute(2, 0, 3, 1, 4)
+    size = tensor(b, n, dtype="float32", odd=call.odd) if call.options.get("sized") else None
+    mask = tensor(b, n, dtype="bool", odd=call.odd) if call.options.get("masked") else None
+    return qkv[0], qkv[1], qkv[2], size, mask
+
+
+def _attention(call: Call, tensor: Make) -> None:
+    launcher("attention")(*_heads(call, tensor), 0.125, not call.options.get("without significance"))
+
+
+def _attention_backward(call: Call, tensor: Make) -> None:
+    b, n, d, h = call.shape
+    q, k, v, size, mask = _heads(call, tensor)
+    grad, out = (tensor(b, n, h, d, dtype=call.dtype).transpose(1, 2) for _ in range(2))
+    lse = tensor(b, h, n, dtype="float32")
+    launcher("attention_backward")(grad, q, k, v, out, lse, size, mask, 0.125)
+
+
+_CALLS = {
+    "resident": _cluster,
+    "streaming": _cluster,
+    "mean": _mean,
+    "backward": _backward,
+    "attention": _attention,
+    "attention_backward": _attention_backward,
+}
 
 
 def calls() -> list[Call]:
     """Every call of the gate."""
-    return [*resident_calls(), *streaming_calls(), *mean_calls()]
+    return [*resident_calls(), *streaming_calls(), *mean_calls(), *attention_calls()]
 
 
 def _options(method: str, init: str, output: str, *flags: str) -> dict[str, Any]:
@@ -151,4 +182,41 @@ def mean_calls() -> list[Call]:
             (vit, "float32", True, False, True),
             ((8, 49, 48, 34), "float16", True, True, False),
         )
+    ]
+
+
+def attention_calls() -> list[Call]:
+    """Whole rows and streaming keys; heads of 64 to 256 channels, each dtype and flag; forward and backward."""
+    both = {"sized": True, "masked": True}
+    vit, pooled, few, long = (256, 197, 64, 6), (256, 138, 64, 6), (256, 72, 64, 6), (8, 4096, 64, 12)
+    wide, odd = (16, 257, 80, 16), (2, 300, 20, 3)
+    largest = (2, 577, 256, 4)
+    bf16, fp16, fp32 = "bfloat16", "float16", "float32"
+    forward = [
+        Call("attention", vit, bf16),
+        Call("attention", vit, bf16, both),
+        Call("attention", vit, fp32, both),
+        Call("attention", pooled, fp16, {"sized": True}),
+        Call("attention", few, bf16, both, smoke=True),
+        Call("attention", few, bf16, {"without significance": True}),
+        Call("attention", wide, bf16, both),
+        Call("attention", long, bf16),
+    ]
+    backward = [
+        Call("attention_backward", vit, bf16),
+        Call("attention_backward", few, bf16, both, smoke=True),
+    ]
+    either = [
+        (long, fp16, both, False, False),
+        ((8, 729, 96, 16), bf16, both, False, False),
+        ((8, 1024, 128, 16), fp32, both, False, False),
+        (largest, fp16, both, False, False),
+        (largest, fp32, both, False, False),
+        (odd, fp32, both, True, True),
+        (odd, fp16, both, True, False),
+    ]
+    return [
+        *forward,
+        *backward,
+        *(Call(kind, *given) for kind in ("attention", "attention_backward") for given in either),
     ]

@@ -24,10 +24,8 @@ from deit.model import DeiT
 from deit.subjects import load_small
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from torch import Tensor
 
 import tpkernels
-from tpkernels.integrations.timm import plan_of
 
 HERE = Path(__file__).resolve().parent
 EDGE = "#e8590c"
@@ -43,36 +41,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", type=int, default=[3, 6, 9], help="0-based blocks that pool")
     parser.add_argument("--output", type=Path, default=Path("runs/merged.png"))
     return parser.parse_args(argv)
-
-
-@torch.inference_mode()
-def source_maps(model: DeiT, images: Tensor) -> list[Tensor]:
-    """Runs a patched model and returns, for every layer that pools, the token [B, N] of each of the N first patches."""
-    plan = plan_of(model)
-    if plan is None:
-        raise ValueError("model must be patched")
-    assignments: list[Tensor] = []
-
-    def keep_assignment(pool: tpkernels.TokenPool, args: tuple, kwargs: dict, _output: object) -> None:
-        # Pooling is deterministic: asked again, it tells where the tokens went.
-        assignments.append(pool.forward(*args, **{**kwargs, "return_info": True})[-1].assignment)
-
-    pools = [pool for pool in plan.pools if pool is not None]
-    hooks = [pool.register_forward_hook(keep_assignment, with_kwargs=True) for pool in pools]
-    try:
-        model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    prefix = plan.num_prefix_tokens
-    maps, composed = [], None
-    for assignment in assignments:
-        if composed is None:
-            composed = assignment
-        else:
-            composed = torch.where(composed < 0, composed, assignment.gather(1, composed.clamp(min=0)))
-        maps.append(composed[:, prefix:])
-    return maps
 
 
 def draw_tokens(axes: Axes, image: np.ndarray, label: np.ndarray) -> None:
@@ -128,10 +96,12 @@ def main(argv: list[str] | None = None) -> None:
     options = {"method": method.method, "init": method.init, "weighted": method.weighted}
     tpkernels.patch(model, args.keep, layers=args.layers, **options)
     pictures = [source.image(index) for index in args.images]
-    maps = source_maps(model, torch.stack([subject.transform(picture) for picture in pictures]))
-    layers = sorted(args.layers)
+    with tpkernels.trace(model) as trace, torch.inference_mode():
+        model(torch.stack([subject.transform(picture) for picture in pictures]))
+    prefix = model.num_prefix_tokens
+    maps = [source[:, prefix:].numpy() for source in trace.sources]
     shown = np.stack([np.asarray(picture.convert("L")) for picture in pictures])
-    draw(shown, [label.numpy() for label in maps], layers, model.cfg.grid_size, args.output)
+    draw(shown, maps, trace.layers, model.cfg.grid_size, args.output)
     print(f"wrote {args.output}")
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from models import facts, make_config, make_inputs, make_timm, make_torchvision, make_transformers, mlp_tokens
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tpkernels import count_macs, patch, schedule_of, summary, unpatch
-from tpkernels.integrations.families import find_family
+from tpkernels.integrations.transformers import Transformers
 
 # Prefix tokens by model.
 TIMM_MODELS = {
@@ -25,7 +28,6 @@ TIMM_MODELS = {
     "vit_medium_patch16_gap_240": 0,
     "vit_base_patch16_siglip_224": 0,
 }
-SIZES = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 32, "patch_size": 4}
 TRANSFORMERS_MODELS = {
     "ViTModel": 1,
     "ViTForImageClassification": 1,
@@ -38,73 +40,27 @@ TRANSFORMERS_MODELS = {
     "CLIPModel": 1,
     "SiglipVisionModel": 0,
     "SiglipForImageClassification": 0,
+    "Siglip2VisionModel": 0,
+    "CLIPSegModel": 1,
+    "ViTMSNForImageClassification": 1,
+    "IJepaForImageClassification": 0,
+    "VideoMAEForVideoClassification": 0,
+    "VivitForVideoClassification": 1,
 }
-
-
-def facts(model: nn.Module) -> tuple[Any, ...]:
-    """What unpatching must bring back."""
-    return (
-        [(name, type(module), sorted(module.__dict__)) for name, module in model.named_modules()],
-        list(model.state_dict()),
-        [dict(module._forward_pre_hooks) for module in model.modules()],
-    )
-
-
-def make_transformers(transformers: Any, name: str) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    """A small model with attention far from uniform, and how it is asked."""
-    torch.manual_seed(0)
-    cls = getattr(transformers, name)
-    config = cls.config_class()
-    for part in (config, *(getattr(config, part, None) for part in ("vision_config", "text_config"))):
-        for field, value in {**SIZES, "intermediate_size": 96, "vocab_size": 50}.items():
-            if hasattr(part, field):
-                setattr(part, field, value)
-    model = cls(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.2)
-    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    text = {"input_ids": torch.tensor([[1, 2, 3]])} if name == "CLIPModel" else {}
-
-    def ask(model: nn.Module, **options: Any) -> Tensor:
-        out = model(pixel_values=images, **text, **options)
-        for field in ("logits", "logits_per_image", "image_embeds", "pooler_output"):
-            if getattr(out, field, None) is not None:
-                return out[field]
-        return out.last_hidden_state
-
-    return model, ask
-
-
-def mlp_tokens(model: nn.Module, run: Callable[[], Any]) -> list[int]:
-    """Tokens that each block's MLP gets, prefix included."""
-    counts: list[int] = []
-    _, container = find_family(model)
-    hooks = [
-        block.mlp.register_forward_pre_hook(lambda _module, inputs: counts.append(inputs[0].shape[1]))
-        for block in container.children()
-    ]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
 
 
 def check_model(model: nn.Module, prefix: int, ask: Callable[[nn.Module], Tensor]) -> None:
     """Pooled to its schedule and finite; bit-identical with nothing pooled and after unpatching."""
     before = facts(model)
     with torch.no_grad():
-        expected = ask(model)
+        printed, expected = str(model), ask(model)
         assert torch.equal(ask(patch(model, 1.0)), expected)
         patch(model, 0.7, layers=[1, 3])
         counts = [prefix + n for n in schedule_of(model)]
         assert counts[0] > counts[1] == counts[2] > counts[3]
         assert mlp_tokens(model, lambda: ask(model)) == counts
         pooled = ask(model)
+        assert str(model).count("\n") == printed.count("\n")
         assert pooled.shape == expected.shape and pooled.isfinite().all()
         assert not torch.allclose(pooled, expected, rtol=1e-3)
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -126,35 +82,63 @@ def test_timm(timm: Any, name: str) -> None:
     check_model(model, TIMM_MODELS[name], lambda model: model(images))
 
 
+# Not on the meta device, where older releases cannot build all of them.
+OF_ANY_SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+PLAIN = {**OF_ANY_SIZE, "img_size": 64}
+
+
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "changes", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", "SwinTransformer"),
-        ("eva02_tiny_patch14_224", "Eva: it takes positions from `rope`"),
-        ("beit_base_patch16_224", "Beit"),
-        ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
-        ("cait_xxs24_224", "Cait"),
-        ("resnet18", "ResNet"),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1), "num_heads": (1, 1)}, "SwinTransformer: "),
+        ("eva02_tiny_patch14_224", PLAIN | {"img_size": 56}, "Eva: its Eva takes positions from `rope`"),
+        ("eva_giant_patch14_224", PLAIN | {"img_size": 56}, "Eva: its `blocks` is a ModuleList, not an nn.Sequential"),
+        ("vit_small_patch16_dinov3", PLAIN, "Eva: its Eva takes positions from `rope`"),
+        ("vit_small_patch16_rope_224", PLAIN, "Eva: its Eva takes positions from `rope`"),
+        (
+            "naflexvit_base_patch16_gap",
+            {"embed_dim": 24, "depth": 2, "num_heads": 2},
+            "NaFlexVit: .*no attribute 'patch_e",
+        ),
+        ("beit_base_patch16_224", PLAIN, "Beit: its Attention takes positions from `relative_position_bias_table`"),
+        ("vit_relpos_small_patch16_224", PLAIN, "its RelPosAttention takes positions from `rel_pos`"),
+        ("samvit_base_patch16", OF_ANY_SIZE, "takes positions from `window_size`"),
+        ("vit_small_patch16_18x2_224", PLAIN, "its ParallelThingsBlock has no norm1"),
+        ("vit_dlittle_patch16_reg1_gap_256", PLAIN, "its Block computes something else than a pre-norm block"),
+        ("cait_xxs24_224", PLAIN, "Cait: its LayerScaleBlock computes something else"),
+        ("mixer_s16_224", {}, "MlpMixer: its MixerBlock has no attn"),
+        ("resnet18", {}, "ResNet: it has neither `blocks` nor"),
     ],
 )
-def test_timm_refused(timm: Any, name: str, reason: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False)
+def test_timm_refused(timm: Any, name: str, changes: dict[str, Any], reason: str) -> None:
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    model = timm.create_model(name, pretrained=False, **changes)
     before = facts(model)
-    with pytest.raises(TypeError, match=reason):
+    with pytest.raises(TypeError, match=f"got {type(model).__name__}: ") as caught:
         patch(model, 0.7)
+    assert re.search(reason, str(caught.value))
     assert facts(model) == before
+
+
+def test_timm_intermediates_are_refused_while_patched(timm: Any) -> None:
+    model = make_timm(timm)
+    images = torch.randn(2, 3, 32, 32)
+    names = [name for name in ("forward_intermediates", "_intermediate_layers") if hasattr(model, name)]
+    assert names
+    before = [tree_leaves(getattr(model, name)(images)) for name in names]
+    patch(model, 0.5)
+    for name in (*names, "get_intermediate_layers"):
+        with pytest.raises(ValueError, match="must not be called on a patched model"):
+            getattr(model, name)(images)
+    unpatch(model)
+    for name, expected in zip(names, before, strict=True):
+        assert all(map(torch.equal, tree_leaves(getattr(model, name)(images)), expected))
 
 
 @pytest.mark.parametrize("representation", [None, 20])
 def test_torchvision(torchvision: Any, representation: int | None) -> None:
-    if torchvision is None:
-        pytest.skip("torchvision is not installed")
-    torch.manual_seed(0)
-    model = torchvision.models.VisionTransformer(
-        32, 4, 4, 3, 24, 96, num_classes=10, representation_size=representation
-    ).eval()
-    nn.init.normal_(model.heads[-1].weight)
+    model = make_torchvision(torchvision, representation_size=representation)
     images = torch.randn(3, 3, 32, 32)
     check_model(model, 1, lambda model: model(images))
     base = count_macs(model).base
@@ -164,7 +148,12 @@ def test_torchvision(torchvision: Any, representation: int | None) -> None:
 @pytest.mark.parametrize("name", TRANSFORMERS_MODELS)
 def test_transformers(transformers: Any, name: str) -> None:
     model, ask = make_transformers(transformers, name)
-    check_model(model, TRANSFORMERS_MODELS[name], ask)
+    if any(key.endswith("q_bias") for key in model.state_dict()):
+        # VideoMAE before release 5 keeps biases beside its linear layers.
+        with pytest.raises(TypeError, match="computes something else than a pre-norm block"):
+            patch(model, 0.5)
+    else:
+        check_model(model, TRANSFORMERS_MODELS[name], ask)
 
 
 def test_transformers_last_hidden_state_keeps_its_length(transformers: Any) -> None:
@@ -186,18 +175,74 @@ def test_transformers_refuses_what_pooling_breaks(transformers: Any, name: str, 
     patch(model, 0.5)
     with pytest.raises(ValueError, match=f"{output} must be False"):
         ask(model, **{output: True})
-    config = getattr(model.config, "vision_config", model.config)
-    config._attn_implementation = "eager"
-    setattr(config, output, True)
+    # Releases differ in whose configuration counts.
+    for config in {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }.values():
+        config._attn_implementation = "eager"
+        setattr(config, output, True)
     with pytest.raises(ValueError, match=f"{output} must be False"):
         ask(model)
     unpatch(model)
 
 
-@pytest.mark.parametrize("name", ["BeitModel", "DINOv3ViTModel", "SwinModel", "BertModel", "CLIPTextModel"])
+REFUSED = {
+    "DINOv3ViTModel": "takes positions from `(rope|position)_embeddings` inside attention",
+    "Data2VecVisionModel": "takes positions from `relative_position_bias` inside attention",
+    "BeitModel": "its BeitLayer (computes something else than|does not run as|takes positions)",
+    "CLIPSegForImageSegmentation": "reads the tokens of several blocks \\(`extract_layers`\\)",
+    "Dinov2Backbone": "reads the tokens of several blocks \\(`out_indices`\\)",
+    "DepthAnythingForDepthEstimation": "its Dinov2Backbone reads the tokens of several blocks",
+    "DPTForSemanticSegmentation": "reads the tokens of several blocks \\(`backbone_out_indices`\\)",
+    "LlavaModel": "reads the tokens of several blocks \\(`vision_feature_layer`\\)",
+    "ViTMAEModel": "leaves out patches at random \\(mask_ratio 0.75\\)",
+    "EomtForUniversalSegmentation": "has a part `query`, and what that does to tokens is not known",
+    "YolosModel": "has a part `.*interpolation`, and what that does",
+    "ViltModel": "has a part `text_embeddings`, and what that does",
+    "Aimv2VisionModel": "it has neither `blocks` nor one vision tower",
+    "BlipVisionModel": "its BlipAttention has not one linear layer each for q, k, v and the output",
+    "SwinModel": "",
+    "BertModel": "it has neither `blocks` nor one vision tower",
+    "CLIPTextModel": "it has neither `blocks` nor one vision tower",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_transformers_refused(transformers: Any, name: str) -> None:
-    cls = getattr(transformers, name)
-    with torch.device("meta"):
-        model = cls(cls.config_class())
-    with pytest.raises(TypeError, match=f"got {name}: "):
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    if name == "SwinModel":
+        model = cls(cls.config_class(embed_dim=12, depths=[1, 1], num_heads=[1, 1]))
+    else:
+        model = cls(make_config(cls))
+    before = facts(model)
+    with pytest.raises(TypeError, match=f"got {name}: ") as caught:
         patch(model, 0.5)
+    assert re.search(REFUSED[name], str(caught.value))
+    assert facts(model) == before
+
+
+def test_siglip2_takes_no_padding(transformers: Any) -> None:
+    model, _ = make_transformers(transformers, "Siglip2VisionModel")
+    inputs = make_inputs("Siglip2VisionModel")
+    inputs["pixel_attention_mask"] = torch.ones(3, 64, dtype=torch.long)
+    inputs["pixel_attention_mask"][0, 60:] = 0
+    patch(model, 0.5)
+    with pytest.raises(ValueError, match="attention_mask must be None in a patched model"):
+        model(**inputs)
+
+
+def test_outputs_asked_for_by_position_are_refused() -> None:
+    class Older(nn.Module):
+        """A model as releases before 5 have them."""
+
+        config = None
+
+        def forward(self, pixel_values: Tensor, head_mask: Any = None, output_hidden_states: Any = None) -> None: ...
+
+    images = torch.zeros(1)
+    family = Transformers()
+    family.check_call(Older(), (images, None, False), {})
+    with pytest.raises(ValueError, match="output_hidden_states must be False for a patched model"):
+        family.check_call(Older(), (images, None, True), {})

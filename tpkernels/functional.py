@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .ops import distances, pooling
-from .ops.attention import attention_torch
+from .ops.attention import attention as _attention
 from .ops.backends import CLUSTERERS
 from .ops.backends import explain_backend as _explain_backend
 from .ops.cluster import cluster
@@ -285,25 +285,33 @@ def attention(
     key_size: Tensor | None = None,
     mask: Tensor | None = None,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention, and how much of it each key received.
+    need_significance: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention, and how much of it each key received; no [B, H, N, N] tensor on the GPU.
 
     Args:
-        q, k, v: [B, H, N, d].
-        key_size: [B, N] > 0, how many original tokens each key stands for: adds its log to the logits (proportional
-            attention, Bolya et al., arXiv 2210.09461) and weighs queries. 0 drops the key.
+        q, k: [B, H, N, d]. v: [B, H, N, e]. float32, float16, bfloat16 or float64, any strides.
+        key_size: [B, N] >= 0, how many original tokens each key stands for: adds its log to the logits (proportional
+            attention, Bolya et al., arXiv 2210.09461) and weighs queries. 0 drops the key. A constant.
         mask: bool [B, N], False for padding.
         scale: of the logits; 1 / sqrt(d) where None.
+        need_significance: False for what `scaled_dot_product_attention` returns and no more.
+        backend: "auto", "torch" or "triton".
 
     Returns:
-        What `scaled_dot_product_attention` returns, [B, H, N, d], and the significance [B, N] in float32,
-        `sum over heads and valid queries i of size_i softmax_ij`, without gradient.
+        What `scaled_dot_product_attention` returns, [B, H, N, e], zeros for padding and where a sample has no key; and
+        the significance [B, N] in float32, `sum over heads and valid queries i of size_i softmax_ij`, without gradient,
+        or None where it is not needed.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: an argument of the wrong shape, or negative sizes (seen on the CPU).
+        ValueError: an argument of the wrong shape, negative sizes (seen on the CPU), or an unknown backend.
+        RuntimeError: backend="triton" cannot take the call.
     """
     checks.heads(q, k, v)
     checks.per_token("key_size", key_size, q[:, 0])
     checks.mask(mask, q[:, 0])
-    return attention_torch(q, k, v, key_size=key_size, mask=mask, scale=scale)
+    widest = q if q.shape[3] > v.shape[3] else v
+    chosen = checks.backend(backend, widest[:, 0], "attention")
+    return _attention(q, k, v, key_size, mask, scale, need_significance, chosen)

@@ -5,6 +5,7 @@ What travels between blocks (tokens, sizes, where every token went) travels as a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..functional import unpool
 from ..modules import PRUNERS, TokenPool, with_prefix
 from .plan import Family, Plan
-from .source_map import Trace, compose
+from .source_map import Step, Trace, compose
 
 
 class PooledSequential(nn.Sequential):
@@ -51,6 +52,9 @@ class PooledList(nn.ModuleList):
     def __iter__(self) -> Iterator[Any]:
         return iter((partial(run_blocks, self),))
 
+    def __repr__(self) -> str:
+        return repr(nn.ModuleList(self.children()))
+
     def __getitem__(self, index: Any) -> Any:
         return _cut(self, super().__getitem__(index), index)
 
@@ -72,11 +76,10 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         ValueError: a tensor beside the tokens, such as a mask, which pooling would not follow.
     """
     plan: Plan = container.plan
-    _refuse_tensors(args, kwargs)
+    _refuse_tensors(container, args, kwargs)
     sizes: Tensor | None = None
     source: Tensor | None = None
-    if container.trace is not None:
-        container.trace.begin()
+    steps: list[Step] = []
     for layer, (block, pool) in enumerate(zip(container.children(), plan.pools, strict=True)):
         pools = pool is not None and pool.pools(x.shape[0], x.shape[1] - plan.num_prefix_tokens)
         checkpoint = plan.family.checkpoint(container, block)
@@ -90,15 +93,19 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
                 position=plan.position,
             )
             x, sizes, label = step(x, sizes) if checkpoint is None else checkpoint(step, x, sizes)
+            # Reentrant checkpoints say that all they return has a gradient.
+            sizes = None if sizes is None else sizes.detach()
             if label is not None and (plan.restore or container.trace is not None):
                 label = with_prefix(label, plan.num_prefix_tokens)
                 source = label if source is None else compose(source, label)
-                if container.trace is not None:
-                    container.trace.add(layer, source, sizes)
+                steps.append((layer, source, sizes))
         elif checkpoint is None or plan.family.blocks_checkpoint_themselves:
             x = _tokens_of(block(x, *args, **kwargs))
         else:
             x = checkpoint(block, x)
+    if container.trace is not None:
+        # At the end: checkpointing breaks off a forward that it runs again.
+        container.trace.hold(steps)
     if plan.restore and source is not None:
         x = unpool(x, source)
     return (x,) if plan.returns_tuples else x
@@ -178,10 +185,12 @@ def _cut(container: Any, part: Any, index: Any) -> Any:
     return part
 
 
-def _refuse_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    named = {**{f"argument {place} of a block": value for place, value in enumerate(args, 1)}, **kwargs}
-    for name, value in named.items():
+def _refuse_tensors(container: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for name, value in (*enumerate(args, 1), *kwargs.items()):
         if isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(map(torch.is_tensor, value))):
+            if isinstance(name, int):
+                taken = list(inspect.signature(next(container.children()).forward).parameters)
+                name = taken[name] if name < len(taken) else f"argument {name} of a block"
             raise ValueError(
                 f"{name} must be None in a patched model: masks, positions and the like do not follow pooled tokens, "
                 f"got a {type(value).__name__}"

@@ -9,7 +9,7 @@ from torch import nn
 from ..shapes import ViTShape
 from .blocks import plan_of
 from .plan import Family, Plan, Unsupported
-from .probe import check_block, positional
+from .probe import check_block, check_held_positions
 from .timm import Timm
 from .torchvision import Torchvision
 from .transformers import Transformers
@@ -64,11 +64,12 @@ def read_model(model: Any) -> tuple[Family, nn.Module, ViTShape, bool]:
 def _why_not_found(model: Any) -> str:
     if not isinstance(model, nn.Module):
         return "it is no nn.Module"
-    if (name := positional(model)) is not None:
-        return f"it takes positions from `{name}` inside attention, which pooled tokens would lose"
-    if hasattr(model, "blocks"):
-        return f"its `blocks` is a {type(model.blocks).__name__}, not an nn.Sequential"
+    blocks = getattr(model, "blocks", None)
+    parts = list(blocks.children()) if isinstance(blocks, nn.Module) else []
+    check_held_positions(model, *parts, *(getattr(part, "attn", None) for part in parts))
+    if blocks is not None:
+        return f"its `blocks` is a {type(blocks).__name__}, not an nn.Sequential"
     return (
-        "it has neither `blocks` nor a vision tower of embeddings and layers of its own "
+        "it has neither `blocks` nor one vision tower of `embeddings`, with patch_embedding(s), and `layers` "
         "(patch before compiling or wrapping a model)"
     )

@@ -21,29 +21,35 @@ _POSITIONAL = (
     "relative_position_bias",
     "relative_position_bias_table",
     "rotary_emb",
+    "rope_embeddings",
     "position_embeddings",
     "window_size",
 )
 
 
-def positional(holder: Any) -> str | None:
-    """The name of what ties the tokens to their places inside attention; None where nothing does."""
-    for name in _POSITIONAL:
-        found = getattr(holder, name, None)
-        # transformers' layers without windows say so with a 0.
-        if found is not None and found is not False and not (isinstance(found, int) and found == 0):
-            return name
-    if isinstance(holder, nn.Module):
-        taken = inspect.signature(holder.forward).parameters
-        return next((name for name in _POSITIONAL if name in taken), None)
-    return None
-
-
 def check_positions(*holders: Any) -> None:
-    """Raises Unsupported where one of the modules takes positions inside attention."""
+    """Raises Unsupported where one of the modules takes positions inside attention: holds them, or asks for them."""
+    check_held_positions(*holders)
     for holder in holders:
-        if (name := positional(holder)) is not None:
-            raise Unsupported(f"its {type(holder).__name__} takes positions from `{name}` inside attention")
+        if isinstance(holder, nn.Module):
+            taken = inspect.signature(holder.forward).parameters
+            _refuse(holder, next((name for name in _POSITIONAL if name in taken), None))
+
+
+def check_held_positions(*holders: Any) -> None:
+    """Raises Unsupported where one of the modules holds what ties tokens to their places inside attention."""
+    for holder in holders:
+        for name in _POSITIONAL:
+            found = getattr(holder, name, None)
+            # transformers' layers without windows say so with a 0.
+            if found is not None and found is not False and not (isinstance(found, int) and found == 0):
+                _refuse(holder, name)
+
+
+def _refuse(holder: Any, name: str | None) -> None:
+    if name is not None:
+        kind = type(holder).__name__
+        raise Unsupported(f"its {kind} takes positions from `{name}` inside attention, which pooled tokens would lose")
 
 
 @torch.no_grad()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# A block that pooled, the token after it that holds each input token, and the sizes.
+Step = tuple[int, Tensor, Tensor | None]
+
 
 class Trace:
     """What `tpkernels.trace` gives: one entry for each block that pooled, in order, of the last forward.
@@ -19,15 +22,11 @@ class Trace:
         self.sources: list[Tensor] = []
         self.sizes: list[Tensor | None] = []
 
-    def begin(self) -> None:
-        """Forgets an earlier forward."""
-        self.__init__()  # type: ignore[misc]
-
-    def add(self, layer: int, source: Tensor, sizes: Tensor | None) -> None:
-        """Notes what a block left."""
-        self.layers.append(layer)
-        self.sources.append(source.detach())
-        self.sizes.append(None if sizes is None else sizes.detach())
+    def hold(self, steps: list[Step]) -> None:
+        """Notes a forward's steps in place of an earlier one's."""
+        self.layers = [layer for layer, _, _ in steps]
+        self.sources = [source.detach() for _, source, _ in steps]
+        self.sizes = [None if sizes is None else sizes.detach() for _, _, sizes in steps]
 
 
 def compose(source: Tensor, label: Tensor) -> Tensor:

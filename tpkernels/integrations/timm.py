@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,6 +14,9 @@ from .attend import attend_heads, optional, probability_dropped
 from .blocks import PooledSequential
 from .plan import Attended, Checkpoint, Family, Unsupported
 from .probe import check_positions
+
+# What calls the blocks one by one, by release.
+_INTERMEDIATES = ("forward_intermediates", "_intermediate_layers")
 
 
 class Timm(Family):
@@ -78,7 +82,8 @@ class Timm(Family):
             raise ValueError("attn_mask and is_causal must not be given to a patched model: pooled tokens have no mask")
 
     def checkpoint(self, blocks: Any, block: nn.Module) -> Checkpoint | None:
-        return partial(checkpoint, use_reentrant=False) if blocks.checkpointing and blocks.training else None
+        # In training or not, as timm does it.
+        return partial(checkpoint, use_reentrant=False) if blocks.checkpointing and torch.is_grad_enabled() else None
 
     def take_over(self, model: Any) -> None:
         # With its own checkpointing on, timm calls the blocks one by one. The container does it instead.
@@ -86,11 +91,21 @@ class Timm(Family):
             model.blocks.checkpointing = bool(model.grad_checkpointing)
             model.grad_checkpointing = False
             model.set_grad_checkpointing = partial(_set_checkpointing, model)
+        for name in _INTERMEDIATES:
+            if hasattr(model, name):
+                setattr(model, name, partial(_refuse, name))
 
     def give_back(self, model: Any) -> None:
         if "set_grad_checkpointing" in model.__dict__:
             del model.set_grad_checkpointing
             model.grad_checkpointing = model.blocks.checkpointing
+        for name in _INTERMEDIATES:
+            model.__dict__.pop(name, None)
+
+
+def _refuse(name: str, *args: Any, **kwargs: Any) -> None:
+    """Stands in for what gives the tokens after several blocks while a model is patched."""
+    raise ValueError(f"{name} must not be called on a patched model: it calls the blocks one by one, without pooling")
 
 
 def _set_checkpointing(model: Any, enable: bool = True) -> None:

@@ -5,6 +5,7 @@ Releases name the parts differently; each part is taken by the first of its name
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,17 @@ from .probe import check_positions
 _NORM1 = ("layernorm_before", "norm1", "layer_norm1")
 _NORM2 = ("layernorm_after", "norm2", "layer_norm2")
 _ATTENTION = ("attention", "self_attn")
+_LONG = ("query", "key", "value")
+
+# What a tower, its encoder and its embeddings may hold. With anything else, tokens may be more than an image's, or the
+# blocks be called in another way than one after another.
+_TOWER = {"embeddings", "encoder", "layers", "layer", "layernorm", "norm", "pre_layrnorm", "pre_layernorm"}
+_TOWER |= {"post_layernorm", "pooler", "head", "dropout"}
+_EMBEDDINGS = {"patch_embeddings", "patch_embedding", "position_embeddings", "position_embedding", "dropout", "norm"}
+
+# What models that read the tokens between blocks carry, and what their configurations do.
+_READS_BETWEEN = ("out_indices", "extract_layers")
+_CONFIG_READS_BETWEEN = ("vision_feature_layer", "backbone_out_indices")
 
 
 class Transformers(Family):
@@ -37,7 +49,8 @@ class Transformers(Family):
         return layers if type(layers) in (nn.ModuleList, PooledList) else None
 
     def read(self, model: nn.Module) -> ViTShape:
-        blocks = list(tower_layers(vision_tower(model)).children())
+        tower = vision_tower(model)
+        blocks = list(tower_layers(tower).children())
         for block in blocks:
             for names in (_NORM1, _ATTENTION, _NORM2, ("mlp", "intermediate")):
                 if not any(isinstance(getattr(block, name, None), nn.Module) for name in names):
@@ -49,6 +62,9 @@ class Transformers(Family):
                 raise Unsupported(
                     f"its {type(outer).__name__} has not one linear layer each for q, k, v and the output"
                 )
+        _check_tower(tower)
+        for module in self.guarded(model):
+            _check_outputs(module)
         return vit_shape(model)
 
     def reads_patches(self, model: nn.Module) -> bool:
@@ -70,10 +86,7 @@ class Transformers(Family):
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         x = optional(block, *_NORM2)(x)
-        if hasattr(block, "mlp"):
-            update = block.mlp(x)
-        else:
-            update = block.output.dropout(block.output.dense(block.intermediate(x)))
+        update = block.mlp(x) if hasattr(block, "mlp") else _dense(block.output)(block.intermediate(x))
         for name in ("layer_scale2", "drop_path", "dropout"):
             update = optional(block, name)(update)
         return update
@@ -84,6 +97,9 @@ class Transformers(Family):
         return [module for module in model.modules() if hasattr(module, "config") and _holds(module, layers)]
 
     def check_call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) > 1:
+            # Older releases take them by position too.
+            kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         for name in ("output_attentions", "output_hidden_states"):
             asked = kwargs.get(name)
             # False is said by the call, or by the configuration where the call says nothing.
@@ -98,13 +114,39 @@ class Transformers(Family):
         return block._gradient_checkpointing_func if on else None
 
 
+def _check_tower(tower: Any) -> None:
+    """Raises Unsupported where a tower does more than embed an image and run the blocks."""
+    held = [(tower, _TOWER), (tower.embeddings, _EMBEDDINGS)]
+    if hasattr(tower, "encoder"):
+        held.append((tower.encoder, _TOWER))
+    for holder, known in held:
+        for name in holder._modules:
+            if name not in known:
+                kind = type(holder).__name__
+                raise Unsupported(f"its {kind} has a part `{name}`, and what that does to tokens is not known")
+    ratio = getattr(getattr(tower, "config", None), "mask_ratio", 0)
+    if ratio and hasattr(tower.embeddings, "random_masking"):
+        raise Unsupported(f"it leaves out patches at random (mask_ratio {ratio}), so that token counts are not known")
+
+
+def _check_outputs(module: Any) -> None:
+    """Raises Unsupported where a model's own forward collects the tokens of several blocks."""
+    for holder, names in ((module, _READS_BETWEEN), (module.config, _CONFIG_READS_BETWEEN)):
+        for name in names:
+            if getattr(holder, name, None) is not None:
+                raise Unsupported(
+                    f"its {type(module).__name__} reads the tokens of several blocks (`{name}`), which would be of "
+                    "different numbers"
+                )
+
+
 def _projections(block: Any) -> tuple[Any, Any]:
     """What holds q, k and v, and what the heads' outputs go through (None where that is not found)."""
     outer = optional(block, *_ATTENTION)
     inner = getattr(outer, "attention", None)
     if inner is not None:
         # Older releases: projections inside, output beside them.
-        return inner, outer.output
+        return inner, _dense(getattr(outer, "output", None))
     return outer, _first(outer, "o_proj", "out_proj")
 
 
@@ -113,11 +155,14 @@ def _qkv(core: Any) -> tuple[Any, Any, Any]:
     return query, key, value
 
 
-_LONG = ("query", "key", "value")
-
-
 def _first(holder: Any, *names: str) -> Any:
     return next((found for name in names if (found := getattr(holder, name, None)) is not None), None)
+
+
+def _dense(holder: Any) -> Any:
+    """What older releases call a block's outputs: `dense`, then `dropout`; None where that is not there."""
+    dense = getattr(holder, "dense", None)
+    return None if dense is None else lambda x: optional(holder, "dropout")(dense(x))
 
 
 def _holds(module: nn.Module, part: nn.Module | None) -> bool:

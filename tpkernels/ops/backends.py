@@ -16,6 +16,8 @@ CLUSTERERS = ("ward", "kmeans", "kmedoids")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # One program holds a row of so many distances at a time; see kernels/resident.py.
 RESIDENT_TOKENS = 1024
+# Channels of a head that a program holds at a time; see kernels/attention.py.
+ATTENTION_CHANNELS = 256
 # The first release whose loops can be told to keep nothing in registers from one sample to the next.
 TRITON_NEEDED = (3, 5)
 
@@ -76,6 +78,8 @@ def why_not_triton(
             return f"bfloat16 needs compute capability 8.0, the device has {major}.{minor}"
     if method in CLUSTERERS and regime(n, method, limits_of(device)) is None:
         return f"Ward's kernel takes up to {RESIDENT_TOKENS} tokens, got {n}"
+    if method == "attention" and d > ATTENTION_CHANNELS:
+        return f"the attention kernels take heads of up to {ATTENTION_CHANNELS} channels, got {d}"
     return None
 
 

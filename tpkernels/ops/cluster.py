@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from . import resident, streaming
+from . import compiled, pooling_compiled, resident, streaming
 from .backends import regime
 from .distances import objective
 from .launching import Results
 from .limits import limits_of
-from .lloyd import kmeans, kmedoids
+from .lloyd import GRAM_LIMIT, kmeans, kmedoids
 from .mean import cluster_mean_backward
 from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
-from .precision import full_precision
-from .samples import canonical_order, members_of, only_valid, prepare, renumber, segment_min, settle
+from .precision import compute_dtype, full_precision
+from .samples import may_look, only_valid, plain_ones, prepare, segment_min, settle
 from .starts import start_labels
 from .ward import ward
 
+# Centred tokens and Gram matrices of a chunk of samples together stay below this many elements. Operations that write
+# their temporaries want them in the cache of a CPU; compiled loops have none, an accelerator wants all that there is.
+CHUNK_ELEMENTS = 1 << 22
+CACHED_ELEMENTS = 1 << 21
 OUTPUTS = ("center", "mean", "medoid")
 
 
@@ -80,63 +85,105 @@ def _cluster_torch(
     max_iter: int,
 ) -> Results:
     """The torch twin; arguments and results are those of `cluster`, with k <= N."""
-    samples = prepare(x, weight, mask, k)
-    nothing = samples.rank.new_empty(x.shape[0], 0)
-    if 0 in (x.shape[0], x.shape[1]):
-        empty = samples.rank
-        heights = samples.x.new_empty(x.shape[0], max(x.shape[1] - 1, 0) if method == "ward" else 0)
-        no_medoids = empty.new_empty(x.shape[0], k if _has_medoids(method, output) else 0)
-        loss = samples.x.new_zeros(x.shape[0] if output == "center" else 0)
-        return (
-            x.new_empty(x.shape[0], k, x.shape[2]),
-            empty.clone(),
-            empty.clone(),
-            no_medoids,
-            loss,
-            empty.sum(1),
-            heights,
-            loss.new_empty(x.shape[0], 0),
+    b, n, d = x.shape
+    if 0 in (b, n):
+        return _empty(x, k, method, output)
+    elements = CACHED_ELEMENTS if x.device.type == "cpu" and not compiled.available() else CHUNK_ELEMENTS
+    size = max(1, elements // (n * (min(n, GRAM_LIMIT) + d)))
+    count = -(-b // size)
+    how = k, method, init, output, max_iter
+    if count == 1:
+        return _cluster_chunk(x, weight, pool_weight, mask, start, *how)
+    whole: Results | None = None
+    for i, j in pairwise(b * i // count for i in range(count + 1)):
+        some, pool_some, there, first = (
+            None if tensor is None else tensor[i:j] for tensor in (weight, pool_weight, mask, start)
         )
+        part = _cluster_chunk(x[i:j], some, pool_some, there, first, *how)
+        if whole is None:
+            whole = cast(Results, tuple(one.new_empty(b if len(one) else 0, *one.shape[1:]) for one in part))
+        for all_of, one in zip(whole, part, strict=True):
+            all_of[i:j] = one
+    return cast(Results, whole)
 
-    heights, kept = samples.x.new_empty(x.shape[0], 0), None
-    medoids: Tensor | None = None
+
+def _empty(x: Tensor, k: int, method: str, output: str) -> Results:
+    """The results where there are no samples or no tokens."""
+    b, n, d = x.shape
+    label = torch.empty(b, n, dtype=torch.int64, device=x.device)
+    wide = x.new_empty(0, dtype=compute_dtype(x))
+    return (
+        x.new_empty(b, k, d),
+        label,
+        label.clone(),
+        label.new_empty(b, k if _has_medoids(method, output) else 0),
+        wide.new_zeros(b if output == "center" else 0),
+        label.new_zeros(b),
+        wide.new_empty(b, max(n - 1, 0) if method == "ward" else 0),
+        wide.new_empty(b, 0),
+    )
+
+
+def _cluster_chunk(
+    x: Tensor,
+    weight: Tensor | None,
+    pool_weight: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    k: int,
+    method: str,
+    init: str,
+    output: str,
+    max_iter: int,
+) -> Results:
+    """`_cluster_torch` of samples that are taken together."""
+    samples = prepare(x, weight, mask, k)
+    heights, nothing = samples.x.new_empty(x.shape[0], 0), samples.rank.new_empty(x.shape[0], 0)
+    plain = plain_ones(samples)
+    medoids = lost = kept = None
     if method == "ward":
         label, n_iter, heights = ward(samples, k)
-        source = label
+        label = source = settle(samples, label)
     else:
         loop = {"kmeans": kmeans, "kmedoids": kmedoids}[method]
-        end = loop(samples, start_labels(samples, k, init, start), k, max_iter)
-        n_iter = torch.where(samples.plain, 0, end.n_iter)
-        order = canonical_order(end.label, k)
-        label, source = renumber(end.label, order), renumber(end.source, order)
-        medoids = None if end.medoid is None else end.medoid.gather(1, order)
-        if end.centre is not None:
-            kept = end.centre.gather(1, order[..., None].expand_as(end.centre)) + samples.offset
-    label = settle(samples, label)
-    source = torch.where(samples.plain[:, None], label, source)
+        label, source, n_iter, medoids, lost, kept = loop(samples, start_labels(samples, k, init, start), k, max_iter)
+        label = settle(samples, label)
+        if plain is not None:
+            n_iter = torch.where(plain, 0, n_iter)
+            source = torch.where(plain[:, None], label, source)
 
     if _has_medoids(method, output):
         medoids = nearest_members(samples.x, label, k, samples.weight) if medoids is None else medoids
-        index = torch.arange(x.shape[1], device=x.device).expand_as(label)
-        medoids = torch.where(samples.plain[:, None], segment_min(index, label, k, x.shape[1]), medoids)
+        if plain is not None:
+            index = torch.arange(x.shape[1], device=x.device).expand_as(label)
+            medoids = torch.where(plain[:, None], segment_min(index, label, k, x.shape[1]), medoids)
         medoids = torch.where(medoids == x.shape[1], -1, medoids)
     if medoids is not None and (output == "medoid" or (output == "center" and method == "kmedoids")):
         source = source_of(label, medoids)
-        tokens = gather_tokens(x, medoids)
+        # The mean of one token is that token.
+        tokens = cluster_mean(x, source, k) if compiled.takes(samples.x) else gather_tokens(x, medoids)
     elif output == "center":
         source = only_valid(samples, source)
         tokens = cluster_mean(x, source, k, pool_weight)
-        if kept is not None:
+        if lost is not None and kept is not None and not (may_look(x) and not bool(lost.any())):
             # A cluster that lost its members keeps its centre; the padding of short samples stays zero.
-            lost = (members_of(source, k) == 0) & (torch.arange(k, device=x.device) < samples.k[:, None])
-            tokens = torch.where(lost[..., None], kept.to(x.dtype), tokens)
+            lost = lost if plain is None else lost & ~plain[:, None]
+            tokens = torch.where(lost[..., None], (kept + samples.offset).to(x.dtype), tokens)
     else:
         source = label
         tokens = cluster_mean(x, label, k, pool_weight)
-    loss = objective(x, tokens, label, weight) if output == "center" else samples.x.new_empty(0)
+    loss = _loss(x, tokens, label, weight) if output == "center" else heights.new_empty(0)
     found = nothing if medoids is None else medoids.contiguous()
     source = source.clone() if source is label else source.contiguous()
     return tokens, source, label, found, loss, n_iter, heights, loss.new_empty(x.shape[0], 0)
+
+
+def _loss(x: Tensor, tokens: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    dtype = compute_dtype(x)
+    wide = x.to(dtype)
+    if compiled.takes(wide):
+        return pooling_compiled.objective(wide, tokens.to(dtype), label, weight)
+    return objective(x, tokens, label, weight)
 
 
 def _has_medoids(method: str, output: str) -> bool:

@@ -7,58 +7,82 @@ place that is best for its members. Labels that are -1 start them: the labelled 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .pooling import cluster_mean, gather_tokens, nearest_members
-from .samples import Samples, members_of, only_valid
+from . import compiled, lloyd_compiled
+from .pooling import TIE, cluster_mean, gather_tokens, moved_means, nearest_members
+from .samples import Samples, canonical_order, members_of, of_cluster, only_valid, renumber
 
-# Scores [B, K, N] and Gram matrices [B, N, N] of a chunk of samples stay below this many elements.
-CHUNK_ELEMENTS = 1 << 22
-# Up to so many tokens K-Medoids reads its distances from one Gram matrix; beyond, it computes them in each iteration.
+# Scores [B, K, T] of a tile of tokens stay below this many elements.
+TILE_ELEMENTS = 1 << 22
+# Up to so many tokens distances may be read from one Gram matrix; beyond, they are computed in each iteration.
 GRAM_LIMIT = 2048
+# The Gram matrix costs N^2 D and saves K-Means N K D in every assignment: up to so many tokens to a cluster it pays.
+GRAM_SHARE = 6
 
 
 class LloydResult(NamedTuple):
-    """What a loop ends with, clusters numbered by slot.
+    """What a loop ends with, clusters numbered by their lowest token; for samples that are not clustered, anything.
 
-    label [B, N] int64; centre [B, K, D] (K-Means, centred as the samples are) or None; medoid [B, K] int64
-    (K-Medoids, N where there is none) or None; source [B, N] int64, the labels of the last update; n_iter [B] int64.
+    label [B, N] int64; source [B, N] int64, the labels of the last update; n_iter [B] int64, updates; medoid [B, K]
+    int64 (K-Medoids, N where there is none) or None; lost [B, K] bool, clusters without a token in source, and kept
+    [B, K, D], their centres, centred as the samples are and of no meaning elsewhere (K-Means) or None.
     """
 
     label: Tensor
-    centre: Tensor | None
-    medoid: Tensor | None
     source: Tensor
     n_iter: Tensor
+    medoid: Tensor | None = None
+    lost: Tensor | None = None
+    kept: Tensor | None = None
 
 
 def kmeans(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResult:
     """K-Means from the means of the labelled tokens of `start` [B, N]."""
-    return _in_chunks(_kmeans_chunk, samples, start, k, max_iter)
+    x = samples.x
+    if compiled.takes(x) and x.shape[1] <= min(GRAM_LIMIT, k * GRAM_SHARE):
+        label, source, n_iter, lost, kept = lloyd_compiled.kmeans(samples, torch.bmm(x, x.mT), start, k, max_iter)
+        return LloydResult(label, source, n_iter, None, lost, kept)
+    dead = torch.arange(k, device=x.device) >= samples.k[:, None]
+    centre, source = cluster_mean(x, start, k, samples.weight), start
+    progress = _Progress(start)
+    for _ in range(max_iter):
+        label = only_valid(samples, nearest(x, centre, dead))
+        if progress.stands_still(label):
+            break
+        centre = moved_means(centre, x, label, samples.weight)
+        source = label
+    else:
+        label = only_valid(samples, nearest(x, centre, dead))
+    order = canonical_order(label, k)
+    source = renumber(source, order)
+    lost = (members_of(source, k) == 0) & ~dead
+    return LloydResult(renumber(label, order), source, progress.n_iter, None, lost, of_cluster(centre, order))
 
 
 def kmedoids(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResult:
     """K-Medoids from the medoids of the labelled tokens of `start` [B, N]."""
-    return _in_chunks(_kmedoids_chunk, samples, start, k, max_iter)
-
-
-def _in_chunks(
-    loop: Callable[[Samples, Tensor, int, int], LloydResult], samples: Samples, start: Tensor, k: int, max_iter: int
-) -> LloydResult:
-    b, n, _ = samples.x.shape
-    size = max(1, CHUNK_ELEMENTS // max(1, n * max(k, min(n, GRAM_LIMIT))))
-    if b <= size:
-        return loop(samples, start, k, max_iter)
-    parts = [loop(samples.part(i, i + size), start[i : i + size], k, max_iter) for i in range(0, b, size)]
-
-    def whole(name: str) -> Any:
-        fields = [getattr(part, name) for part in parts]
-        return None if fields[0] is None else torch.cat(fields)
-
-    return LloydResult(**{name: whole(name) for name in LloydResult._fields})
+    x, n = samples.x, samples.x.shape[1]
+    if compiled.takes(x) and n <= GRAM_LIMIT:
+        gram = torch.bmm(x, x.mT)
+        label, medoid, n_iter = lloyd_compiled.kmedoids(samples, gram, start, k, max_iter, TIE[x.dtype])
+        return LloydResult(label, label, n_iter, medoid)
+    find = _by_gram(samples, k) if n <= GRAM_LIMIT else _by_distance(samples)
+    medoid = nearest_members(x, start, k, samples.weight)
+    progress = _Progress(start)
+    for _ in range(max_iter):
+        label = _own(samples, find(medoid), medoid)
+        if progress.stands_still(label):
+            break
+        medoid = nearest_members(x, label, k, samples.weight)
+    else:
+        label = _own(samples, find(medoid), medoid)
+    order = canonical_order(label, k)
+    label = renumber(label, order)
+    return LloydResult(label, label, progress.n_iter, medoid.gather(1, order))
 
 
 def nearest(x: Tensor, centre: Tensor, dead: Tensor) -> Tensor:
@@ -67,10 +91,13 @@ def nearest(x: Tensor, centre: Tensor, dead: Tensor) -> Tensor:
     The token's own norm is left out: it changes no arg-min. Large N is walked in tiles.
     """
     b, n, _ = x.shape
-    half_norm = (centre.square().sum(-1) / 2).masked_fill(dead, torch.inf)[:, :, None]
-    tile = max(1, CHUNK_ELEMENTS // max(1, b * centre.shape[1]))
+    half_norm = (centre.square().sum(-1) / 2).masked_fill(dead, torch.inf)
+    if compiled.takes(x):
+        return lloyd_compiled.nearest(x, centre, half_norm)
+    tile = max(1, TILE_ELEMENTS // max(1, b * centre.shape[1]))
     slots = [
-        torch.baddbmm(half_norm, centre, x[:, i : i + tile].mT, alpha=-1).min(1).indices for i in range(0, n, tile)
+        torch.baddbmm(half_norm[:, :, None], centre, x[:, i : i + tile].mT, alpha=-1).min(1).indices
+        for i in range(0, n, tile)
     ]
     return torch.cat(slots, 1) if len(slots) > 1 else slots[0]
 
@@ -94,34 +121,6 @@ class _Progress:
             return True
         self.n_iter = self.n_iter + self.moving
         return False
-
-
-def _kmeans_chunk(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResult:
-    x, weight = samples.x, samples.weight
-    dead = torch.arange(k, device=x.device) >= samples.k[:, None]
-    centre, source = cluster_mean(x, start, k, weight), start
-    progress = _Progress(start)
-    for _ in range(max_iter):
-        label = only_valid(samples, nearest(x, centre, dead))
-        if progress.stands_still(label):
-            return LloydResult(label, centre, None, source, progress.n_iter)
-        centre = torch.where((members_of(label, k) > 0)[..., None], cluster_mean(x, label, k, weight), centre)
-        source = label
-    return LloydResult(only_valid(samples, nearest(x, centre, dead)), centre, None, source, progress.n_iter)
-
-
-def _kmedoids_chunk(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResult:
-    x, weight = samples.x, samples.weight
-    find = _by_gram(samples, k) if x.shape[1] <= GRAM_LIMIT else _by_distance(samples)
-    medoid = nearest_members(x, start, k, weight)
-    progress = _Progress(start)
-    for _ in range(max_iter):
-        label = _own(samples, find(medoid), medoid)
-        if progress.stands_still(label):
-            return LloydResult(label, None, medoid, label, progress.n_iter)
-        medoid = nearest_members(x, label, k, weight)
-    label = _own(samples, find(medoid), medoid)
-    return LloydResult(label, None, medoid, label, progress.n_iter)
 
 
 def _by_gram(samples: Samples, k: int) -> Callable[[Tensor], Tensor]:

@@ -5,26 +5,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import compiled, pooling_compiled
 from .precision import compute_dtype
-from .samples import member_weight, of_cluster, segment_min, segment_sum
+from .samples import may_look, member_weight, members_of, of_cluster, segment_min, segment_sum
 
-# Members whose costs differ by rounding alone are tied. Two members always are: rounding must not choose.
+# Members whose costs differ by rounding alone are tied.
 TIE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
 
 
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
-    """Weighted mean [B, k, D] of each cluster's tokens, in x's dtype; plain torch, differentiable in x and weight.
+    """Weighted mean [B, k, D] of each cluster's tokens, in x's dtype; without a gradient (see `ops.mean`).
 
     `mu_c = sum_{i in c} w_i x_i / sum_{i in c} w_i`. Label -1 is left out; weights that sum to 0 count as equal ones; a
     cluster without members gives zeros.
     """
     dtype = compute_dtype(x)
+    wide = x.to(dtype)
+    if compiled.takes(wide):
+        return pooling_compiled.cluster_mean(wide, label, k, weight).to(x.dtype)
     weight, total = member_weight(weight, label, k, dtype)
     # Scaling the tokens by their share first keeps sums of large weights finite.
     share = torch.where(label >= 0, weight / of_cluster(total, label).clamp(min=torch.finfo(dtype).tiny), 0)
-    # A token left out may hold NaN, which times 0 would stay NaN.
-    kept = torch.where(label[..., None] >= 0, x.to(dtype), 0)
-    return segment_sum(kept * share[..., None], label, k).to(x.dtype)
+    if not may_look(x) or bool((label < 0).any()):
+        # A token left out may hold NaN, which times 0 would stay NaN.
+        wide = torch.where(label[..., None] >= 0, wide, 0)
+    return segment_sum(wide * share[..., None], label, k).to(x.dtype)
+
+
+def moved_means(centre: Tensor, x: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """`cluster_mean` of x [B, N, D], but centre [B, K, D] where a cluster has no member; all in the dtype of x."""
+    if compiled.takes(x):
+        return pooling_compiled.moved_means(centre, x, label, weight)
+    k = centre.shape[1]
+    return torch.where((members_of(label, k) > 0)[..., None], cluster_mean(x, label, k, weight), centre)
 
 
 def nearest_members(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> Tensor:
@@ -36,10 +49,21 @@ def nearest_members(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> 
     Args:
         x: [B, N, D] in the dtype to compute in.
     """
+    if compiled.takes(x):
+        return pooling_compiled.nearest_members(x, label, k, weight, TIE[x.dtype])
     n = x.shape[1]
     mean = cluster_mean(x, label, k, weight)
+    cost = torch.linalg.vector_norm(of_cluster(mean, label).sub_(x), dim=-1).square()
+    # The costs of two members are in the ratio of their squared weights, the other way round: rounding must not choose.
+    # Equal tokens have equal costs, rounded or not.
+    weight, total = member_weight(weight, label, k, x.dtype)
+    other = 1 - weight / of_cluster(total, label).clamp(min=torch.finfo(x.dtype).tiny)
+    both = of_cluster(segment_sum(cost, label, k), label)
+    apart = both > 2 * of_cluster(segment_min(cost, label, k, torch.inf), label)
+    two = of_cluster(members_of(label, k), label) == 2
+    cost = torch.where(two & apart, other.square() * both, cost)
     # NaN would leave its cluster without a winner.
-    cost = (x - of_cluster(mean, label)).square().sum(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    cost = cost.nan_to_num(nan=torch.inf, posinf=torch.inf)
     least = segment_min(cost, label, k, torch.inf)
     index = torch.arange(n, device=x.device).expand_as(label)
     winner = torch.where(cost <= of_cluster(least * (1 + TIE[x.dtype]), label), index, n)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import compiled, samples_compiled
 from .precision import compute_dtype
 
 
@@ -39,6 +40,17 @@ class Samples(NamedTuple):
         return Samples._make(None if field is None else field[start:stop] for field in self)
 
 
+def may_look(x: Tensor) -> bool:
+    """Whether what is computed may depend on the values of x: an accelerator would be waited for, a trace broken."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def plain_ones(samples: Samples) -> Tensor | None:
+    """`samples.plain`; None where it is known that there are none."""
+    plain = samples.plain
+    return None if may_look(plain) and not bool(plain.any()) else plain
+
+
 def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
     """Centres every sample and takes out what must not be computed with.
 
@@ -48,6 +60,10 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Sa
     """
     b, n, _ = x.shape
     x = x.to(compute_dtype(x))
+    if compiled.takes(x):
+        x, weight, count, finite, offset, scale = samples_compiled.centre(x, weight, mask)
+        rank = torch.arange(n).expand(b, n) if mask is None else mask.cumsum(1) - 1
+        return Samples(x, weight, mask, rank, count, count.clamp(max=k), finite, offset, scale)
     if mask is None:
         rank = torch.arange(n, device=x.device).expand(b, n)
         count = torch.full((b,), n, dtype=torch.int64, device=x.device)
@@ -69,8 +85,10 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Sa
         finite = finite & weight.isfinite().all(1)
         scale = weight.amax(1) if n else scale
         scale = torch.where(scale > 0, scale, 1)
-        weight = (weight / scale[:, None]).masked_fill(~finite[:, None], 1)
-    x = x.masked_fill(~finite[:, None, None], 0)
+        weight = weight / scale[:, None]
+    if not may_look(x) or not bool(finite.all()):
+        weight = None if weight is None else weight.masked_fill(~finite[:, None], 1)
+        x = x.masked_fill(~finite[:, None, None], 0)
     return Samples(x, weight, mask, rank, count, count.clamp(max=k), finite, offset, scale)
 
 
@@ -81,7 +99,8 @@ def split_in_order(samples: Samples) -> Tensor:
 
 def settle(samples: Samples, label: Tensor) -> Tensor:
     """Overrides labels where clustering has no say: masked tokens, bad samples, samples of at most k tokens."""
-    label = torch.where(samples.plain[:, None], split_in_order(samples), label)
+    plain = plain_ones(samples)
+    label = label if plain is None else torch.where(plain[:, None], split_in_order(samples), label)
     return only_valid(samples, label)
 
 

@@ -18,11 +18,11 @@ def labels_of(indices: Tensor, n: int, k: Tensor) -> Tensor:
         k: [B] int64, how many of each row count.
     """
     b, width = indices.shape
-    slot = torch.arange(width, device=indices.device).expand(b, width)
-    ranked = torch.where(slot < k[:, None], indices, n).sort(dim=1).values
+    slot = torch.arange(width, device=indices.device)
     # Column n takes the ignored ones.
-    label = torch.full((b, n + 1), -1, dtype=torch.int64, device=indices.device)
-    return label.scatter(1, ranked, slot)[:, :n]
+    chosen = torch.zeros(b, n + 1, dtype=torch.bool, device=indices.device)
+    chosen = chosen.scatter(1, torch.where(slot < k[:, None], indices, n), True)[:, :n]
+    return torch.where(chosen, chosen.cumsum(1) - 1, -1)
 
 
 def _masked(samples: Samples, score: Tensor) -> Tensor:

@@ -1,0 +1,175 @@
+"""The pooling tax as Markdown: a table for each model, schedule and mode, and the batches from which pooling pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from . import results, tax_rows
+from .errors import Refusal
+from .report import table
+from .tax_cases import BASE, METHODS, MODELS, MODES, QUICK_MODELS, SCHEDULES, SLICING
+
+BEGIN, END = "<!-- tax:begin -->", "<!-- tax:end -->"
+BREAK_EVEN = (
+    "The smallest batch, of those measured, at which the model is faster than the base model in at least four rounds "
+    "out of five."
+)
+Record = dict[str, str]
+ORDER = {
+    "model": (*MODELS, *QUICK_MODELS),
+    "schedule": tuple(SCHEDULES),
+    "mode": MODES,
+    "method": (BASE, SLICING, *METHODS),
+}
+# Columns that make a table, and what they are called where rows came from different runs.
+CASE = ("model", "schedule", "mode", "dtype")
+FACTS = {
+    "threads": "CPU threads",
+    "load": "load before",
+    "commit": "commit",
+    "python": "Python",
+    "torch": "torch",
+    "triton": "Triton",
+}
+
+
+def latest(records: Iterable[Record]) -> list[Record]:
+    """The last row of every model, schedule, mode, type, batch and method, in reading order."""
+    last: dict[tuple[str, ...], Record] = {}
+    for record in records:
+        key = tuple(record[name] for name in (*CASE, "b", "method"))
+        if key not in last or record["run"] >= last[key]["run"]:
+            last[key] = record
+    return sorted(last.values(), key=_place)
+
+
+def _place(record: Record) -> tuple:
+    known = [ORDER[name].index(record[name]) for name in ("model", "schedule", "mode", "method")]
+    return (*known[:3], record["dtype"], known[3], int(record["b"]))
+
+
+def split(records: Iterable[Record], names: Sequence[str]) -> dict[tuple[str, ...], list[Record]]:
+    """Records by the values of these columns, in order."""
+    found: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        found.setdefault(tuple(record[name] for name in names), []).append(record)
+    return found
+
+
+def batches(records: Iterable[Record]) -> list[int]:
+    """The batch sizes that occur, ascending."""
+    return sorted({int(record["b"]) for record in records})
+
+
+def case_table(records: Sequence[Record], on_gpu: bool) -> str:
+    """One model with one schedule in one mode: a line for each method, a column for each batch."""
+    sizes = batches(records)
+    lines = []
+    for (method,), found in split(records, ["method"]).items():
+        if method == BASE and not on_gpu:
+            continue
+        by_batch = {int(record["b"]): record for record in found}
+        lines.append([method, *(_cell(by_batch.get(size), on_gpu) for size in sizes)])
+    return table(["method", *(f"B={size}" for size in sizes)], lines)
+
+
+def _cell(record: Record | None, on_gpu: bool) -> str:
+    if record is None or record["status"] != "ok":
+        return "-"
+    parts = []
+    if record["method"] not in (BASE, SLICING):
+        low, middle, high = (100 * float(record[name]) for name in ("tax_p20", "tax", "tax_p80"))
+        parts.append(f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})")
+    if record["method"] != BASE:
+        parts.append(f"{float(record['speedup']):.2f}x")
+    if on_gpu:
+        parts.append(f"{float(record['p50_ms']):.3f} ms")
+    return ", ".join(parts)
+
+
+def pays(record: Record) -> bool:
+    """Whether a model was faster than its base in at least four rounds out of five."""
+    return record["status"] == "ok" and float(record["speedup_p20"]) > 1
+
+
+def break_even(records: Sequence[Record]) -> str:
+    """For each model, schedule and mode the smallest batch that was measured at which pooling pays."""
+    methods = [name for name in ORDER["method"] if name != BASE and any(r["method"] == name for r in records)]
+    lines = []
+    for case, found in split(records, CASE).items():
+        cells = []
+        for method in methods:
+            timed = [record for record in found if record["method"] == method and record["status"] == "ok"]
+            paying = batches(record for record in timed if pays(record))
+            cells.append("-" if not timed else str(paying[0]) if paying else "never")
+        lines.append([_title(case), *cells])
+    return table(["model, schedule, way to run", *methods], lines)
+
+
+def _title(case: Sequence[str]) -> str:
+    model, schedule, mode, dtype = case
+    return f"{model}, {SCHEDULES[schedule].title}, {mode}, {dtype}"
+
+
+def section(records: Sequence[Record]) -> str:
+    """All of one device."""
+    on_gpu = any(record["runs_on"] == "cuda" for record in records)
+    facts = [f"{title} {values}" for name, title in FACTS.items() if (values := _values(records, name))]
+    days = ", ".join(sorted({record["run"][:10] for record in records}))
+    parts = [f"### Pooling tax: {records[0]['device']}", "; ".join([*facts, f"run {days}"]) + "."]
+    what = "tax (p20 to p80 of the rounds), speed-up over the base model"
+    parts.append(f"Cells: {what}{', p50' if on_gpu else ''}.")
+    for case, found in split(records, CASE).items():
+        rounds = sorted({f"{float(record['ward_rounds']):.1f}" for record in found if record["ward_rounds"]})
+        hard = f" (Ward takes {' to '.join(dict.fromkeys((rounds[0], rounds[-1])))} rounds)" if rounds else ""
+        parts += [f"**{_title(case)}**{hard}", case_table(found, on_gpu)]
+    parts += ["#### From which batch on pooling pays", BREAK_EVEN, break_even(records)]
+    left = not_timed(records)
+    return "\n\n".join([*parts, *(["#### Without a tax", "\n".join(left)] if left else [])])
+
+
+def not_timed(records: Sequence[Record]) -> list[str]:
+    """A line for each model, method and reason, wrong and failed ones first."""
+    found = split([record for record in records if record["status"] != "ok"], ["status", "model", "method"])
+    ordered = sorted(found, key=lambda key: (key[0].startswith("skipped"), key))
+    return [
+        f"- {model}, {method}, {len(found[key])} time{'s' * (len(found[key]) > 1)}: {status}"
+        for key in ordered
+        for status, model, method in [key]
+    ]
+
+
+def _values(records: Sequence[Record], column: str) -> str:
+    return ", ".join(sorted({record[column] for record in records if record[column]}))
+
+
+def text(folder: Path, quick: bool = False) -> str:
+    """The tables of every device in a folder.
+
+    Raises:
+        Refusal: no results there, or a file of another make.
+    """
+    paths = results.files(folder, quick)
+    if not paths:
+        raise Refusal(f"--output: expected results as CSV in {folder}; run without --report first")
+    return "\n\n".join(section(latest(tax_rows.read(path))) for path in paths)
+
+
+def write(folder: Path, document: Path | None, quick: bool = False) -> str:
+    """The tables, also put between the document's markers where one is given.
+
+    Raises:
+        Refusal: as `text`, or no document with one pair of markers in order.
+    """
+    tables = text(folder, quick)
+    if document is None:
+        return tables
+    if not document.is_file():
+        raise Refusal(f"--document: no file at {document}")
+    old = document.read_text()
+    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
+        raise Refusal(f"--document: expected one {BEGIN} and one {END} after it in {document}")
+    before, rest = old.split(BEGIN)
+    document.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}")
+    return tables

@@ -1,0 +1,92 @@
+"""How the attention kernels are launched: tiles and warps from a problem's shape and a device's limits.
+
+Nothing here depends on the batch: a sample's numbers are the same whatever batch it is in. The choices are those that
+no compiler spills registers for; docs/kernels.md says which do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .launching import power_of_two
+from .limits import Limits
+
+# Keys that a program holds a row of logits of, and as many of wavefronts of 64 lanes.
+ROW_KEYS, WIDE_WARP_ROW_KEYS = 288, 128
+
+
+class Rows(NamedTuple):
+    """queries: of a block; first, second: keys of a row, in two powers of two (second 0: one is enough)."""
+
+    queries: int
+    first: int
+    second: int
+    num_warps: int
+    num_stages: int
+
+
+class Tiles(NamedTuple):
+    """queries, keys: of a tile; channels: of a product at a time, 0 for all; num_stages: loads in flight."""
+
+    queries: int
+    keys: int
+    channels: int
+    num_warps: int
+    num_stages: int
+
+
+# By the kernel and the widest head's channels; the first that fits the shared memory is taken. float32 is split in
+# three on tensor cores: its rows are too long to be held.
+HALF = {
+    ("forward", 64): (Tiles(128, 64, 0, 8, 2), Tiles(64, 32, 0, 4, 2)),
+    ("forward", 128): (Tiles(128, 64, 0, 8, 2), Tiles(128, 32, 0, 8, 2), Tiles(64, 32, 0, 4, 1)),
+    ("forward", 256): (Tiles(64, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 1)),
+    ("received", 64): (Tiles(64, 64, 0, 4, 2),),
+    ("received", 128): (Tiles(64, 64, 0, 4, 2),),
+    ("received", 256): (Tiles(64, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 1)),
+    ("query", 64): (Tiles(64, 64, 0, 4, 2),),
+    ("query", 128): (Tiles(128, 32, 0, 8, 2), Tiles(32, 32, 0, 4, 2)),
+    ("query", 256): (Tiles(64, 32, 0, 8, 2), Tiles(32, 16, 0, 8, 1)),
+    ("key", 64): (Tiles(32, 64, 0, 4, 2),),
+    ("key", 128): (Tiles(128, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 2)),
+    ("key", 256): (Tiles(64, 32, 0, 8, 2), Tiles(16, 32, 0, 8, 1)),
+}
+FULL = {64: Tiles(32, 32, 32, 8, 2), 128: Tiles(32, 32, 32, 8, 2), 256: Tiles(16, 16, 32, 8, 1)}
+
+
+def split_row(n: int) -> tuple[int, int]:
+    """Two powers of two, at least 16 each, that N keys fit in: the second 0 where the first is enough."""
+    whole = power_of_two(n, 16)
+    first = whole // 2
+    rest = n - first
+    if first < 16 or rest > first // 2:
+        return whole, 0
+    return first, power_of_two(rest, 16)
+
+
+def rows_config(n: int, d: int, e: int, dtype: torch.dtype, limits: Limits) -> Rows | None:
+    """The configuration that holds whole rows of N logits, None where a program cannot."""
+    first, second = split_row(n)
+    widths = power_of_two(d, 16) + power_of_two(e, 16)
+    # Keys, values, and probabilities on their way into a product.
+    need = 2 * ((first + second) * widths + 32 * first)
+    most = ROW_KEYS if limits.warp == 32 else WIDE_WARP_ROW_KEYS
+    if dtype == torch.float32 or first + second > most or widths > 256 or need > limits.shared_bytes:
+        return None
+    return Rows(32, first, second, 4 if widths <= 128 or limits.warp == 64 else 8, 1)
+
+
+def tiles_config(kernel: str, d: int, e: int, dtype: torch.dtype, limits: Limits) -> Tiles:
+    """Tiles of a kernel that streams: "forward", "received", or the gradient to "query" or "key"."""
+    width = power_of_two(max(d, e), 64)
+    if dtype == torch.float32:
+        return FULL[width]
+    widths = power_of_two(d, 16) + (0 if kernel == "received" else power_of_two(e, 16))
+    found = HALF[kernel, width]
+    for tiles in found:
+        held, passing = (tiles.queries, tiles.keys) if kernel in ("forward", "query") else (tiles.keys, tiles.queries)
+        if 2 * widths * (held + tiles.num_stages * passing) <= limits.shared_bytes:
+            return tiles
+    return found[-1]

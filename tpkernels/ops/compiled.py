@@ -1,0 +1,77 @@
+"""Loops that numba compiles for CPUs where it is installed, and the threads that share a batch's samples."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A thread is worth starting for so many numbers: it costs about as long as reading them.
+SHARE_ELEMENTS = 1 << 17
+
+
+@functools.cache
+def available() -> bool:
+    """Whether numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def takes(x: Tensor) -> bool:
+    """Whether compiled loops can take such tensors; a compiler's trace knows torch's operations alone."""
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return fits and not torch.compiler.is_compiling() and available()
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """`function` compiled, to be run by several threads at once.
+
+    Sums may be taken in another order, or the compiler could not use vectors; NaN and infinity keep their meaning.
+    numba stores the result beside the file for a function of a module; what stands inside another function it compiles
+    anew in every process.
+    """
+    import numba
+
+    allowed = {"reassoc", "nsz", "contract"}
+    return numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False, fastmath=allowed)(function)
+
+
+def numpy() -> Any:
+    """The module numpy, which is there where numba is."""
+    import numpy
+
+    return numpy
+
+
+def flat(x: Tensor) -> tuple[Tensor, int, int]:
+    """x [B, N, D] as the memory that it lies in, with the strides of a sample and of a token; channels lie together."""
+    x = x.detach()
+    x = x if x.shape[2] == 1 or x.stride(2) == 1 else x.contiguous()
+    span = sum((size - 1) * stride for size, stride in zip(x.shape[:2], x.stride()[:2], strict=True)) + x.shape[2]
+    return x.as_strided((span if x.numel() else 0,), (1,)), x.stride(0), x.stride(1)
+
+
+def over_samples(kernel: Callable[..., None], arguments: list[Any], b: int, elements: int) -> None:
+    """Calls `kernel(*arguments, first, last)` so that every sample of b lies in one range, on torch's thread count.
+
+    Args:
+        arguments: contiguous tensors, handed over as arrays, and numbers.
+        elements: numbers that the call goes through; few are not worth a thread.
+    """
+    arrays = [one.detach().numpy() if isinstance(one, Tensor) else one for one in arguments]
+    workers = max(1, min(torch.get_num_threads(), b, elements // SHARE_ELEMENTS))
+    if workers == 1:
+        kernel(*arrays, 0, b)
+        return
+    ranges = list(pairwise(b * i // workers for i in range(workers + 1)))
+    # The kernel holds no lock: plain threads share the samples, in any process and under any other pool.
+    with ThreadPoolExecutor(workers - 1) as pool:
+        jobs = [pool.submit(kernel, *arrays, i, j) for i, j in ranges[1:]]
+        kernel(*arrays, *ranges[0])
+        for job in jobs:
+            job.result()
