@@ -20,13 +20,13 @@ SIGNATURES = {
     "kmeans": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto')",
     "kmedoids": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto')",
     "ward": "(x, k, weight=None, *, mask=None, backend='auto')",
-    "pairwise_sqdist": "(x, y=None)",
-    "assign": "(x, centers, mask=None)",
+    "pairwise_sqdist": "(x, y=None, *, mask=None, y_mask=None)",
+    "assign": "(x, centers, mask=None, *, center_mask=None)",
     "medoid_update": "(x, assignment, k, weight=None)",
     "cluster_mean": "(x, assignment, k, weight=None)",
     "unpool": "(y, assignment)",
-    "chamfer_loss": "(x, centers, weight=None)",
-    "attention": "(q, k, v, *, key_size=None, mask=None, scale=None)",
+    "chamfer_loss": "(x, centers, weight=None, *, mask=None, center_mask=None)",
+    "attention": "(q, k, v, *, key_size=None, mask=None, scale=None, need_significance=True, backend='auto')",
     "patch": "(model, keep=None, *, layers=None, budget=None, method='ward', init='ward', output='mean', "
     "weighted=None, proportional=True, position='attention', restore=None, max_iter=5, min_tokens=0, seed=0, "
     "backend='auto')",

@@ -30,7 +30,13 @@ MAY_IMPORT = {
     "__init__": {"shapes", "macs", "schedules", "functional", "modules", "integrations"},
 }
 # Packages from elsewhere that a room may import; every room may import the standard library.
-FOREIGN = {"kernels": {"triton"}, "ops": {"torch", "numpy", "numba"}, "shapes": set(), "macs": set(), "schedules": set()}
+FOREIGN = {
+    "kernels": {"triton"},
+    "ops": {"torch", "numpy", "numba"},
+    "shapes": set(),
+    "macs": set(),
+    "schedules": set(),
+}
 
 
 class Import(NamedTuple):

@@ -62,16 +62,16 @@ def per_token(name: str, value: Tensor | None, x: Tensor, *, nonnegative: bool =
         raise ValueError(f"{name} must not be negative, got a least value of {value.nan_to_num().min().item():g}")
 
 
-def mask(value: Tensor | None, x: Tensor) -> None:
+def mask(value: Tensor | None, x: Tensor, name: str = "mask", of: str = "x") -> None:
     """value is None or a bool tensor [B, N], True for tokens that are there."""
     if value is None:
         return
-    _tensor("mask", value)
+    _tensor(name, value)
     if value.dtype != torch.bool:
-        raise TypeError(f"mask must be a bool tensor, True for tokens that are there, got {value.dtype}")
+        raise TypeError(f"{name} must be a bool tensor, True for tokens that are there, got {value.dtype}")
     if value.shape != x.shape[:2]:
-        raise ValueError(f"mask must have shape {list(x.shape[:2])} to fit x {_shape(x)}, got {_shape(value)}")
-    same_device("mask", value, x)
+        raise ValueError(f"{name} must have shape {list(x.shape[:2])} to fit {of} {_shape(x)}, got {_shape(value)}")
+    same_device(name, value, x)
 
 
 def labels(value: Tensor, x: Tensor) -> None:

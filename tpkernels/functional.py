@@ -177,27 +177,41 @@ def ward(
     return _clusters("ward", x, k, weight, "ward", 0, mask, backend)
 
 
-def pairwise_sqdist(x: Tensor, y: Tensor | None = None) -> Tensor:
+def pairwise_sqdist(
+    x: Tensor, y: Tensor | None = None, *, mask: Tensor | None = None, y_mask: Tensor | None = None
+) -> Tensor:
     """Squared distances between x [B, N, D] and y [B, M, D] (x itself where None).
 
+    Args:
+        mask, y_mask: bool [B, N] and [B, M], False for padding, which may hold anything.
+
     Returns:
-        [B, N, M] float32 (float64 for float64), at least 0, with a zero diagonal where y is None. Both are centred on
-        x's mean first, so a common offset costs no digits. Differentiable.
+        [B, N, M] float32 (float64 for float64), at least 0, with a zero diagonal where y is None; +inf from and to
+        padding. Both are centred on x's mean first, so a common offset costs no digits. Differentiable.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: an argument of the wrong shape.
+        ValueError: an argument of the wrong shape, or y_mask without y.
     """
     checks.tokens(x)
+    checks.mask(mask, x)
     if y is not None:
         checks.like_tokens("y", y, x)
-    return distances.pairwise_sqdist(x, y)
+        checks.mask(y_mask, y, "y_mask", "y")
+    elif y_mask is not None:
+        raise ValueError("y_mask must be None without y, got a mask")
+    return distances.pairwise_sqdist(x, y, mask, y_mask)
 
 
-def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
+def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None, *, center_mask: Tensor | None = None) -> Tensor:
     """Nearest of centers [B, K, D] to every token of x [B, N, D], as [B, N] int64.
 
     The lowest index wins ties; masked tokens get -1. Never builds [B, N, K] for large N: tokens are walked in tiles.
+
+    Args:
+        mask: bool [B, N], False for padding.
+        center_mask: bool [B, K], False for centres that are none, such as those that a short sample's end with. A
+            sample without any gets -1.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -207,7 +221,8 @@ def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
     checks.like_tokens("centers", centers, x)
     checks.count("the number of centers", centers.shape[1], 1)
     checks.mask(mask, x)
-    return distances.assign(x, centers, mask)
+    checks.mask(center_mask, centers, "center_mask", "centers")
+    return distances.assign(x, centers, mask, center_mask)
 
 
 def medoid_update(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
@@ -225,7 +240,10 @@ def medoid_update(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None =
     checks.label_range(assignment, k)
     checks.per_token("weight", weight, x)
     x = x.detach().to(compute_dtype(x))
-    x = x - x.mean(1, keepdim=True)
+    # Tokens of no cluster may hold anything.
+    there = (assignment >= 0)[..., None]
+    x = torch.where(there, x, 0)
+    x = torch.where(there, x - x.sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1), 0)
     medoids = pooling.nearest_members(x, assignment, k, weight)
     return torch.where(medoids == x.shape[1], -1, medoids)
 
@@ -261,10 +279,18 @@ def unpool(y: Tensor, assignment: Tensor) -> Tensor:
     return pooling.unpool(y, assignment)
 
 
-def chamfer_loss(x: Tensor, centers: Tensor, weight: Tensor | None = None) -> Tensor:
+def chamfer_loss(
+    x: Tensor,
+    centers: Tensor,
+    weight: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    center_mask: Tensor | None = None,
+) -> Tensor:
     """`sum_i w_i min_k ||x_i - c_k||^2` [B] for centers [B, K, D]: the objective of every clusterer here.
 
-    The asymmetric Chamfer divergence from x to centers (Marin et al., arXiv 2110.03860). Differentiable in all three.
+    The asymmetric Chamfer divergence from x to centers (Marin et al., arXiv 2110.03860). Differentiable in x, centers
+    and weight. mask and center_mask are `assign`'s: padding counts nothing.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -274,7 +300,9 @@ def chamfer_loss(x: Tensor, centers: Tensor, weight: Tensor | None = None) -> Te
     checks.like_tokens("centers", centers, x)
     checks.count("the number of centers", centers.shape[1], 1)
     checks.per_token("weight", weight, x)
-    return distances.chamfer_loss(x, centers, weight)
+    checks.mask(mask, x)
+    checks.mask(center_mask, centers, "center_mask", "centers")
+    return distances.chamfer_loss(x, centers, weight, mask, center_mask)
 
 
 def attention(

@@ -6,6 +6,8 @@ with `p_ij = softmax_j(scale q_i . k_j + log size_j)` (proportional attention: B
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -126,28 +128,33 @@ def attention_chunks(
     together = CPU_SAMPLE_ELEMENTS if q.device.type == "cpu" else CHUNK_ELEMENTS
     samples = min(b, max(1, together // (h * rows * n)))
     memory = torch.empty(samples * h * rows * n, dtype=dtype, device=q.device)
-    for part in (slice(first, min(first + samples, b)) for first in range(0, b, samples)):
-        s = part.stop - part.start
-        keys = k[part].to(dtype).reshape(s * h, n, -1).transpose(1, 2)
-        values = v[part].to(dtype).reshape(s * h, n, d_v)
-        for row in (slice(first, min(first + rows, n)) for first in range(0, n, rows)):
-            m = row.stop - row.start
-            queries = q[part, :, row].to(dtype).reshape(s * h, m, -1)
+    parts = [_split(tensor, samples, b) for tensor in (q, k, v, out, significance, query_size, bias)]
+    for queries, keys, values, outs, received, sizes, biases in zip(*parts, strict=True):
+        s = len(keys)
+        keys = keys.to(dtype).reshape(s * h, n, -1).transpose(1, 2)
+        values = values.to(dtype).reshape(s * h, n, d_v)
+        for row, query in enumerate(queries.split(rows, 2)):
+            row, m = row * rows, query.shape[2]
             p = memory[: s * h * m * n].view(s * h, m, n)
-            if bias is not None:
-                p.view(s, h * m, n).copy_(bias[part, None])
+            of_sample = p.view(s, h * m, n)
+            if biases is not None:
+                of_sample.copy_(biases[:, None])
             # beta=0 leaves what was there before unread, NaN included.
-            p.baddbmm_(queries, keys, beta=0 if bias is None else 1, alpha=scale)
+            p.baddbmm_(query.to(dtype).reshape(s * h, m, -1), keys, beta=0 if bias is None else 1, alpha=scale)
             torch.softmax(p, -1, out=p)
             if d_v:
-                out[part, :, row] = torch.bmm(p, values).view(s, h, m, d_v)
-            of_sample = p.view(s, h * m, n)
-            if query_size is None:
-                significance[part] += of_sample.sum(1)
+                outs[:, :, row : row + m] = torch.bmm(p, values).view(s, h, m, d_v)
+            if sizes is None:
+                received += of_sample.sum(1)
             else:
-                weight = query_size[part, None, row].expand(s, h, m).reshape(s, 1, h * m)
-                significance[part] += torch.bmm(weight, of_sample).squeeze(1)
+                weight = sizes[:, None, row : row + m].expand(s, h, m).reshape(s, 1, h * m)
+                received += torch.bmm(weight, of_sample).squeeze(1)
     return out, significance.float()
+
+
+def _split(tensor: Tensor | None, samples: int, b: int) -> Sequence[Tensor | None]:
+    """Views of so many samples of the b at a time."""
+    return [None] * -(-b // samples) if tensor is None else tensor.split(samples)
 
 
 def _empty_out(v: Tensor, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from .lloyd import GRAM_LIMIT, kmeans, kmedoids
 from .mean import cluster_mean_backward
 from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
 from .precision import compute_dtype, full_precision
-from .samples import may_look, only_valid, plain_ones, prepare, segment_min, settle
+from .samples import may_look, only_valid, prepare, segment_min, settle
 from .starts import start_labels
 from .ward import ward
 
@@ -137,18 +137,20 @@ def _cluster_chunk(
     max_iter: int,
 ) -> Results:
     """`_cluster_torch` of samples that are taken together."""
-    samples = prepare(x, weight, mask, k)
+    looks = may_look(x)
+    samples = prepare(x, weight, mask, k, looks=looks)
     heights, nothing = samples.x.new_empty(x.shape[0], 0), samples.rank.new_empty(x.shape[0], 0)
-    plain = plain_ones(samples)
+    plain = None if looks and not bool(samples.plain.any()) else samples.plain
     medoids = lost = kept = None
     if method == "ward":
         label, n_iter, heights = ward(samples, k)
-        label = source = settle(samples, label)
+        label = source = only_valid(samples, label) if plain is None else settle(samples, label)
     else:
         loop = {"kmeans": kmeans, "kmedoids": kmedoids}[method]
         label, source, n_iter, medoids, lost, kept = loop(samples, start_labels(samples, k, init, start), k, max_iter)
-        label = settle(samples, label)
+        label = only_valid(samples, label)
         if plain is not None:
+            label = settle(samples, label)
             n_iter = torch.where(plain, 0, n_iter)
             source = torch.where(plain[:, None], label, source)
 
@@ -165,7 +167,7 @@ def _cluster_chunk(
     elif output == "center":
         source = only_valid(samples, source)
         tokens = cluster_mean(x, source, k, pool_weight)
-        if lost is not None and kept is not None and not (may_look(x) and not bool(lost.any())):
+        if lost is not None and kept is not None and not (looks and not bool(lost.any())):
             # A cluster that lost its members keeps its centre; the padding of short samples stays zero.
             lost = lost if plain is None else lost & ~plain[:, None]
             tokens = torch.where(lost[..., None], (kept + samples.offset).to(x.dtype), tokens)

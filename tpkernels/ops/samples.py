@@ -45,18 +45,13 @@ def may_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def plain_ones(samples: Samples) -> Tensor | None:
-    """`samples.plain`; None where it is known that there are none."""
-    plain = samples.plain
-    return None if may_look(plain) and not bool(plain.any()) else plain
-
-
-def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, looks: bool = False) -> Samples:
     """Centres every sample and takes out what must not be computed with.
 
     Subtracting the mean of the valid tokens changes no distance and keeps a common offset from cancelling digits.
     Weights are divided by the sample's largest, which changes no assignment and keeps sums of 1e30 finite. Masked
-    tokens and samples with NaN or Inf become zeros; `finite` names the latter.
+    tokens and samples with NaN or Inf become zeros; `finite` names the latter. With `looks` the values decide whether
+    there is anything to take out.
     """
     b, n, _ = x.shape
     x = x.to(compute_dtype(x))
@@ -86,7 +81,7 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Sa
         scale = weight.amax(1) if n else scale
         scale = torch.where(scale > 0, scale, 1)
         weight = weight / scale[:, None]
-    if not may_look(x) or not bool(finite.all()):
+    if not (looks and bool(finite.all())):
         weight = None if weight is None else weight.masked_fill(~finite[:, None], 1)
         x = x.masked_fill(~finite[:, None, None], 0)
     return Samples(x, weight, mask, rank, count, count.clamp(max=k), finite, offset, scale)
@@ -99,8 +94,7 @@ def split_in_order(samples: Samples) -> Tensor:
 
 def settle(samples: Samples, label: Tensor) -> Tensor:
     """Overrides labels where clustering has no say: masked tokens, bad samples, samples of at most k tokens."""
-    plain = plain_ones(samples)
-    label = label if plain is None else torch.where(plain[:, None], split_in_order(samples), label)
+    label = torch.where(samples.plain[:, None], split_in_order(samples), label)
     return only_valid(samples, label)
 
 
