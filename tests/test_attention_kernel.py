@@ -41,8 +41,8 @@ KERNELS = {
 
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Tiles of 16 x 16 tokens for a regime; "channels" streams, 16 channels of a product at a time."""
-    tiles = Tiles(16, 16, 16 if name == "channels" else 0, 4, 1)
+    """Few tokens a tile for a regime; "channels" streams, 16 channels of a product at a time."""
+    tiles = Tiles(32, 16, 16 if name == "channels" else 0, 4, 1)
 
     def rows(n: int, *_: Any) -> Rows | None:
         return Rows(16, *split_row(n), num_warps=4, num_stages=1) if name == "rows" else None
@@ -226,7 +226,7 @@ def strided(b: int, h: int, n: int, d: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("layout", [packed, strided])
 def test_strides_do_not_show(regime: str, layout: Any) -> None:
-    inputs = layout(2, 3, 21, 6)
+    inputs = layout(2, 2, 21, 6)
     size = (torch.rand(2, 42, generator=torch.Generator().manual_seed(1)) + 0.5).to(DEVICE)[:, ::2]
     mask = torch.rand(21, 2, generator=torch.Generator().manual_seed(2)).to(DEVICE).T < 0.8
     assert not any(t.is_contiguous() for t in (*inputs, size, mask))
@@ -286,9 +286,9 @@ def test_nothing_to_attend_to_gives_zeros(regime: str, options: str, poisoned: N
 @pytest.mark.parametrize("options", ["plain", "sized", "masked", "sized masked"])
 def test_significance_sums_to_heads_times_sizes(regime: str, options: str) -> None:
     size, mask = sizes_and_mask(3, 33, options)
-    significance = attend(*draw(3, 4, 33, 8), size, mask)[1]
+    significance = attend(*draw(3, 3, 33, 8), size, mask)[1]
     weight = torch.ones_like(significance) if size is None else size
-    close(significance.sum(1), 4 * (weight if mask is None else weight * mask).sum(1), RECEIVED)
+    close(significance.sum(1), 3 * (weight if mask is None else weight * mask).sum(1), RECEIVED)
 
 
 # One sample and its batch
@@ -416,8 +416,8 @@ def test_a_row_splits_in_two_powers_of_two() -> None:
         parts = [part for part in (first, second) if part]
         assert all(part >= 16 and part & (part - 1) == 0 for part in parts) and second < first
         assert first + second >= n
-        # At most a third of a row is nobody's.
-        assert first + second <= max(16, 1.5 * n)
+        # At most a third of a longer row is nobody's.
+        assert first + second <= max(32, 1.5 * n)
 
 
 @pytest.mark.parametrize("name", DEVICES)
@@ -440,11 +440,10 @@ def test_tiles_fit_the_shared_memory(name: str) -> None:
     for kernel, width in HALF:
         for dtype in HALVES:
             tiles = tiles_config(kernel, width, width, dtype, limits)
-            held, passing = (
-                (tiles.queries, tiles.keys) if kernel in ("forward", "query") else (tiles.keys, tiles.queries)
-            )
-            rows = held + tiles.num_stages * passing
-            assert 2 * (1 if kernel == "received" else 2) * width * rows <= limits.shared_bytes
+            sides = [tiles.queries, tiles.keys]
+            held, passing = sides if kernel in ("forward", "query") else reversed(sides)
+            channels = width if kernel == "received" else 2 * width
+            assert 2 * channels * (held + tiles.num_stages * passing) <= limits.shared_bytes
             assert tiles_config(kernel, width, 16, dtype, limits) is tiles_config(kernel, width - 7, 16, dtype, limits)
 
 

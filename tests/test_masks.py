@@ -1,4 +1,4 @@
-"""Padding in the functions that take tokens and centres: a padded sample is the short one, whatever the padding holds."""
+"""Padding where functions take tokens and centres: a padded sample is the short one, whatever the padding holds."""
 
 from __future__ import annotations
 

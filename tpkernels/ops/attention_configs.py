@@ -37,8 +37,8 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-# By the kernel and the widest head's channels; the first that fits the shared memory is taken. float32 is split in
-# three on tensor cores: its rows are too long to be held.
+# By the kernel and the widest head's channels; the first that fits the shared memory is taken. float32, which tensor
+# cores take as three products of two parts, has few channels in registers at a time.
 HALF = {
     ("forward", 64): (Tiles(128, 64, 0, 8, 2), Tiles(64, 32, 0, 4, 2)),
     ("forward", 128): (Tiles(128, 64, 0, 8, 2), Tiles(128, 32, 0, 8, 2), Tiles(64, 32, 0, 4, 1)),
@@ -53,17 +53,14 @@ HALF = {
     ("key", 128): (Tiles(128, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 2)),
     ("key", 256): (Tiles(64, 32, 0, 8, 2), Tiles(16, 32, 0, 8, 1)),
 }
-FULL = {64: Tiles(32, 32, 32, 8, 2), 128: Tiles(32, 32, 32, 8, 2), 256: Tiles(16, 16, 32, 8, 1)}
+FULL = {64: Tiles(32, 32, 16, 8, 2), 128: Tiles(32, 32, 32, 8, 2), 256: Tiles(16, 16, 32, 8, 1)}
 
 
 def split_row(n: int) -> tuple[int, int]:
     """Two powers of two, at least 16 each, that N keys fit in: the second 0 where the first is enough."""
     whole = power_of_two(n, 16)
-    first = whole // 2
-    rest = n - first
-    if first < 16 or rest > first // 2:
-        return whole, 0
-    return first, power_of_two(rest, 16)
+    first, second = whole // 2, power_of_two(n - whole // 2, 16)
+    return (first, second) if second < first else (whole, 0)
 
 
 def rows_config(n: int, d: int, e: int, dtype: torch.dtype, limits: Limits) -> Rows | None:
@@ -81,12 +78,19 @@ def rows_config(n: int, d: int, e: int, dtype: torch.dtype, limits: Limits) -> R
 def tiles_config(kernel: str, d: int, e: int, dtype: torch.dtype, limits: Limits) -> Tiles:
     """Tiles of a kernel that streams: "forward", "received", or the gradient to "query" or "key"."""
     width = power_of_two(max(d, e), 64)
-    if dtype == torch.float32:
-        return FULL[width]
-    widths = power_of_two(d, 16) + (0 if kernel == "received" else power_of_two(e, 16))
+    chosen = FULL[width] if dtype == torch.float32 else _half_tiles(kernel, width, limits)
+    if kernel == "key" and limits.warp == 64:
+        # Two sums a program: eight wavefronts would leave each lane too few registers.
+        chosen = chosen._replace(num_warps=4)
+    return chosen
+
+
+def _half_tiles(kernel: str, width: int, limits: Limits) -> Tiles:
+    """The first tiles that the shared memory holds: queries (keys) that stay, keys (queries) that pass by."""
     found = HALF[kernel, width]
+    channels = width if kernel == "received" else 2 * width
     for tiles in found:
         held, passing = (tiles.queries, tiles.keys) if kernel in ("forward", "query") else (tiles.keys, tiles.queries)
-        if 2 * widths * (held + tiles.num_stages * passing) <= limits.shared_bytes:
+        if 2 * channels * (held + tiles.num_stages * passing) <= limits.shared_bytes:
             return tiles
     return found[-1]

@@ -42,7 +42,9 @@ class _Call:
         flags = None if mask is None else mask.view(torch.uint8)
         self.tensors = q if key_size is None else key_size, q if flags is None else flags
         self.steps = *strides(key_size, 2), *strides(flags, 2)
-        self.limits, self.nvidia = limits_of(q.device), q.is_cuda and torch.version.hip is None
+        self.limits = limits_of(q.device)
+        # All registers a thread may have: left alone, ptxas spills some to fit in one program more.
+        self.registers = {"maxnreg": 255} if q.is_cuda and torch.version.hip is None else {}
         self.widths = {"BD": power_of_two(q.shape[3], 16), "BE": power_of_two(v.shape[3], 16)}
         self.kinds: dict[str, Any] = {
             "SIZED": key_size is not None,
@@ -53,10 +55,8 @@ class _Call:
 
     def options(self, config: Rows | Tiles) -> dict[str, Any]:
         """Constants of a kernel, and how it is launched."""
-        options = self.kinds | {"BM": config.queries, "num_warps": config.num_warps, "num_stages": config.num_stages}
-        if self.nvidia:
-            # All registers a thread may have: left alone, ptxas spills some to fit in one program more.
-            options["maxnreg"] = 255
+        options = self.kinds | self.registers | {"BM": config.queries}
+        options |= {"num_warps": config.num_warps, "num_stages": config.num_stages}
         if isinstance(config, Rows):
             return options | {"N1": config.first, "N2": config.second}
         return options | {"BN": config.keys, "BC": config.channels}
@@ -151,7 +151,7 @@ def _sum_parts(partial: Tensor, significance: Tensor, call: _Call) -> None:
     tile = power_of_two(n, 16, 64)
     sum_parts_kernel[(b * -(-n // tile),)](
         partial, call.tensors[1], significance, n, h, parts, *call.steps[2:],
-        R=power_of_two(h, 4, 16), BN=tile, MASKED=call.kinds["MASKED"], num_warps=4,
+        R=power_of_two(h, 4, 16), BN=tile, MASKED=call.kinds["MASKED"], num_warps=4, **call.registers,
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def attention_chunks(
     dtype, d_v = compute_dtype(q), v.shape[3]
     out = _empty_out(v, q.dtype)
     significance = torch.zeros(b, n, dtype=dtype, device=q.device)
-    if not out.numel() and not significance.numel():
+    if not significance.numel():
         return out, significance.float()
     rows = min(n, max(LEAST_ROWS, CHUNK_ELEMENTS // (h * n)))
     together = CPU_SAMPLE_ELEMENTS if q.device.type == "cpu" else CHUNK_ELEMENTS
@@ -133,14 +133,14 @@ def attention_chunks(
         s = len(keys)
         keys = keys.to(dtype).reshape(s * h, n, -1).transpose(1, 2)
         values = values.to(dtype).reshape(s * h, n, d_v)
-        for row, query in enumerate(queries.split(rows, 2)):
-            row, m = row * rows, query.shape[2]
+        for row, query in zip(range(0, n, rows), queries.split(rows, 2), strict=True):
+            m = query.shape[2]
             p = memory[: s * h * m * n].view(s * h, m, n)
             of_sample = p.view(s, h * m, n)
             if biases is not None:
                 of_sample.copy_(biases[:, None])
             # beta=0 leaves what was there before unread, NaN included.
-            p.baddbmm_(query.to(dtype).reshape(s * h, m, -1), keys, beta=0 if bias is None else 1, alpha=scale)
+            p.baddbmm_(query.to(dtype).reshape(s * h, m, -1), keys, beta=0 if biases is None else 1, alpha=scale)
             torch.softmax(p, -1, out=p)
             if d_v:
                 outs[:, :, row : row + m] = torch.bmm(p, values).view(s, h, m, d_v)
