@@ -18,6 +18,7 @@ from tpkernels.ops import attention_launch
 from tpkernels.ops.attention import attention_backward, attention_triton
 from tpkernels.ops.attention_configs import HALF, Rows, Tiles, rows_config, split_row, tiles_config
 from tpkernels.ops.attention_torch import attention_torch
+from tpkernels.ops.launching import power_of_two
 from tpkernels.ops.limits import Limits, limits_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,8 +45,8 @@ def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Few tokens a tile for a regime; "channels" streams, 16 channels of a product at a time."""
     tiles = Tiles(32, 16, 16 if name == "channels" else 0, 4, 1)
 
-    def rows(n: int, *_: Any) -> Rows | None:
-        return Rows(16, *split_row(n), num_warps=4, num_stages=1) if name == "rows" else None
+    def rows(n: int, _: int, e: int, *__: Any) -> Rows | None:
+        return Rows(16, power_of_two(e, 32), *split_row(n), num_warps=4, num_stages=1) if name == "rows" else None
 
     monkeypatch.setattr(attention_launch, "rows_config", rows)
     monkeypatch.setattr(attention_launch, "tiles_config", lambda *_: tiles)
@@ -444,7 +445,7 @@ def test_tiles_fit_the_shared_memory(name: str) -> None:
             held, passing = sides if kernel in ("forward", "query") else reversed(sides)
             channels = width if kernel == "received" else 2 * width
             assert 2 * channels * (held + tiles.num_stages * passing) <= limits.shared_bytes
-            assert tiles_config(kernel, width, 16, dtype, limits) is tiles_config(kernel, width - 7, 16, dtype, limits)
+            assert tiles_config(kernel, width, 16, dtype, limits) == tiles_config(kernel, width - 7, 16, dtype, limits)
 
 
 # Which backend, and how PyTorch sees it

@@ -141,7 +141,7 @@ def test_any_number_of_threads_gives_the_same(method: str, monkeypatch: pytest.M
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 5):
+        for count in (1, 3, 5):
             torch.set_num_threads(count)
             results.append(getattr(tpkernels, method)(x, 11, weight, init="topk", mask=mask))
     finally:
@@ -161,7 +161,7 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
         array[first:last] = 1
 
     try:
-        torch.set_num_threads(2)
+        torch.set_num_threads(3)
         with pytest.raises(ZeroDivisionError):
             compiled.over_samples(kernel, [torch.zeros(4)], 4, 100)
     finally:

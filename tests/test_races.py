@@ -61,6 +61,9 @@ ALLOWED = {
     ("WAW", "tl.store(p_heights + b_place"): "places in a sorted order: all different",
     ("WAW", "tl.store(p_out + o_out, b_mean"): "a slot's row is written where its last member stands, once",
     ("WAW", "tl.store(p_tokens + o_out, b_mean"): "rows of slots without members, which the means leave out",
+    ("WAW", "tl.store(p_partial + pid * n + o_2, b_got2"): "keys beyond those of the store before",
+    ("WAW", "tl.store(p_lse + line * n + o_m, b_lse"): "another block of queries in every turn of the loop",
+    ("WAW", "tl.store(p_x + o_x, b_x"): "another block of queries in every turn of the loop",
     ("PIPELINED", "b_pivot = tl.load(p_pivot"): "written before a barrier that stands before the loop, not in the loop",
 }
 

@@ -29,23 +29,30 @@ def product(b_a, b_b, b_sum, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def load_rows(p_x, o_n, m_n, o_d, d, stride_n, stride_d):
-    """A block [rows, channels] in its own type, zeros outside."""
-    o_x = o_n.to(tl.int64)[:, None] * stride_n + o_d.to(tl.int64)[None, :] * stride_d
-    return tl.load(p_x + o_x, mask=m_n[:, None] & (o_d < d)[None, :], other=0.0)
+def _places(o_n, m_n, o_d, d, stride_n, UNIT: tl.constexpr):
+    """Offsets of rows and channels, and which of them are there; d and stride_n count UNIT channels, a vector's."""
+    o_x = o_n.to(tl.int64)[:, None] * stride_n * UNIT + o_d[None, :]
+    return o_x, m_n[:, None] & (o_d < d * UNIT)[None, :]
 
 
 @triton.jit
-def store_rows(p_x, b_x, o_n, m_n, o_d, d, stride_n, stride_d):
+def load_rows(p_x, o_n, m_n, o_d, d, stride_n, UNIT: tl.constexpr):
+    """A block [rows, channels] in its own type, zeros outside."""
+    o_x, m_x = _places(o_n, m_n, o_d, d, stride_n, UNIT)
+    return tl.load(p_x + o_x, mask=m_x, other=0.0)
+
+
+@triton.jit
+def store_rows(p_x, b_x, o_n, m_n, o_d, d, stride_n, UNIT: tl.constexpr):
     """Writes a block [rows, channels] in the tensor's type."""
-    o_x = o_n.to(tl.int64)[:, None] * stride_n + o_d.to(tl.int64)[None, :] * stride_d
-    tl.store(p_x + o_x, b_x.to(p_x.dtype.element_ty), mask=m_n[:, None] & (o_d < d)[None, :])
+    o_x, m_x = _places(o_n, m_n, o_d, d, stride_n, UNIT)
+    tl.store(p_x + o_x, b_x.to(p_x.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
 def row_products(
-    b_a, b_b, p_a, o_a, m_a, stride_an, stride_ad, p_b, o_b, m_b, stride_bn, stride_bd, d,
-    BD: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    b_a, b_b, p_a, o_a, m_a, stride_an, p_b, o_b, m_b, stride_bn, d,
+    BD: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """`a_i . b_j` for all rows of two blocks, which are read again BC channels at a time where 0 < BC < BD.
 
@@ -55,11 +62,11 @@ def row_products(
         b_sum = product(b_a, tl.trans(b_b), None, PRECISION, WIDEN)
     else:
         b_sum = tl.zeros((o_a.shape[0], o_b.shape[0]), tl.float32)
-        for c in range(0, d, BC):
+        for c in range(0, d * UNIT, BC):
             o_d = c + tl.arange(0, BC)
-            b_some = load_rows(p_b, o_b, m_b, o_d, d, stride_bn, stride_bd)
+            b_some = load_rows(p_b, o_b, m_b, o_d, d, stride_bn, UNIT)
             b_sum = product(
-                load_rows(p_a, o_a, m_a, o_d, d, stride_an, stride_ad), tl.trans(b_some), b_sum, PRECISION, WIDEN
+                load_rows(p_a, o_a, m_a, o_d, d, stride_an, UNIT), tl.trans(b_some), b_sum, PRECISION, WIDEN
             )
     return b_sum
 
@@ -99,11 +106,11 @@ def finish(b_most, b_sum, m_m):
 @triton.jit(do_not_specialize=["n", "heads", "turns"])
 def attend_rows_kernel(
     p_q, p_k, p_v, p_size, p_mask, p_out, p_lse, p_partial, n, heads, d, e, turns, scale,
-    stride_qb, stride_qh, stride_qn, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd,
-    stride_vb, stride_vh, stride_vn, stride_vd, stride_ob, stride_oh, stride_on, stride_od,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn, stride_ob, stride_oh, stride_on,
     stride_sb, stride_sn, stride_mb, stride_mn,
     BM: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SIZED: tl.constexpr,
-    MASKED: tl.constexpr, RECEIVED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    MASKED: tl.constexpr, RECEIVED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Out [B, H, N, e], lse [B, H, N] and partial sums [B, H, programs, N] of blocks of BM queries against all keys.
 
@@ -116,30 +123,30 @@ def attend_rows_kernel(
     line = pid // programs
     b = line // heads
     h = line % heads
-    p_q += b * stride_qb + h * stride_qh
-    p_k += b * stride_kb + h * stride_kh
-    p_v += b * stride_vb + h * stride_vh
-    p_out += b * stride_ob + h * stride_oh
+    p_q += (b * stride_qb + h * stride_qh) * UNIT
+    p_k += (b * stride_kb + h * stride_kh) * UNIT
+    p_v += (b * stride_vb + h * stride_vh) * UNIT
+    p_out += (b * stride_ob + h * stride_oh) * UNIT
     p_size += b * stride_sb
     p_mask += b * stride_mb
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
     o_1 = tl.arange(0, N1)
     m_1, b_bias1 = load_keys(p_size, p_mask, o_1, n, stride_sn, stride_mn, SIZED, MASKED)
-    b_k1 = load_rows(p_k, o_1, m_1, o_d, d, stride_kn, stride_kd)
-    b_v1 = load_rows(p_v, o_1, m_1, o_e, e, stride_vn, stride_vd)
+    b_k1 = load_rows(p_k, o_1, m_1, o_d, d, stride_kn, UNIT)
+    b_v1 = load_rows(p_v, o_1, m_1, o_e, e, stride_vn, UNIT)
     if N2 > 0:
         o_2 = N1 + tl.arange(0, N2)
         m_2, b_bias2 = load_keys(p_size, p_mask, o_2, n, stride_sn, stride_mn, SIZED, MASKED)
-        b_k2 = load_rows(p_k, o_2, m_2, o_d, d, stride_kn, stride_kd)
-        b_v2 = load_rows(p_v, o_2, m_2, o_e, e, stride_vn, stride_vd)
+        b_k2 = load_rows(p_k, o_2, m_2, o_d, d, stride_kn, UNIT)
+        b_v2 = load_rows(p_v, o_2, m_2, o_e, e, stride_vn, UNIT)
         b_got2 = tl.zeros((N2,), tl.float32)
     b_got1 = tl.zeros((N1,), tl.float32)
     first = (pid % programs).to(tl.int32) * turns
     for block in tl.range(first, tl.minimum(first + turns, blocks), disable_licm=True):
         o_m = block * BM + tl.arange(0, BM)
         m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
-        b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, stride_qd)
+        b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
         b_1 = product(b_q, tl.trans(b_k1), None, PRECISION, WIDEN) * (scale * LOG2E) + b_bias1[None, :]
         b_most = tl.max(b_1, 1)
         if N2 > 0:
@@ -163,7 +170,7 @@ def attend_rows_kernel(
         if N2 > 0:
             b_out = product(b_2.to(b_v2.dtype), b_v2, b_out, PRECISION, WIDEN)
         b_out = tl.where(m_m[:, None], b_out * b_inverse[:, None], 0.0)
-        store_rows(p_out, b_out, o_m, o_m < n, o_e, e, stride_on, stride_od)
+        store_rows(p_out, b_out, o_m, o_m < n, o_e, e, stride_on, UNIT)
     if RECEIVED:
         tl.store(p_partial + pid * n + o_1, b_got1, mask=o_1 < n)
         if N2 > 0:

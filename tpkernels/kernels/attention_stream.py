@@ -13,11 +13,11 @@ from .tokens import valid_tokens
 @triton.jit(do_not_specialize=["n", "heads"])
 def attend_stream_kernel(
     p_q, p_k, p_v, p_size, p_mask, p_out, p_lse, n, heads, d, e, scale,
-    stride_qb, stride_qh, stride_qn, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd,
-    stride_vb, stride_vh, stride_vn, stride_vd, stride_ob, stride_oh, stride_on, stride_od,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn, stride_ob, stride_oh, stride_on,
     stride_sb, stride_sn, stride_mb, stride_mn,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BC: tl.constexpr, SIZED: tl.constexpr,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Out [B, H, N, e] and lse [B, H, N] of BM queries while tiles of BN keys stream by.
 
@@ -28,27 +28,27 @@ def attend_stream_kernel(
     line = pid // blocks
     b = line // heads
     h = line % heads
-    p_q += b * stride_qb + h * stride_qh
-    p_k += b * stride_kb + h * stride_kh
-    p_v += b * stride_vb + h * stride_vh
-    p_out += b * stride_ob + h * stride_oh
+    p_q += (b * stride_qb + h * stride_qh) * UNIT
+    p_k += (b * stride_kb + h * stride_kh) * UNIT
+    p_v += (b * stride_vb + h * stride_vh) * UNIT
+    p_out += (b * stride_ob + h * stride_oh) * UNIT
     p_size += b * stride_sb
     p_mask += b * stride_mb
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
     o_m = (pid % blocks).to(tl.int32) * BM + tl.arange(0, BM)
     m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
-    b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, stride_qd)
+    b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
     b_most = tl.full((BM,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BM,), tl.float32)
     b_out = tl.zeros((BM, BE), tl.float32)
     for j in tl.range(0, n, BN):
         o_n = j + tl.arange(0, BN)
         m_n, b_bias = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
-        b_k = load_rows(p_k, o_n, m_n, o_d, d, stride_kn, stride_kd)
+        b_k = load_rows(p_k, o_n, m_n, o_d, d, stride_kn, UNIT)
         b_p = row_products(
-            b_q, b_k, p_q, o_m, m_m, stride_qn, stride_qd, p_k, o_n, m_n, stride_kn, stride_kd, d,
-            BD, BC, PRECISION, WIDEN,
+            b_q, b_k, p_q, o_m, m_m, stride_qn, p_k, o_n, m_n, stride_kn, d,
+            BD, BC, PRECISION, WIDEN, UNIT,
         )  # fmt: skip
         b_p = b_p * (scale * LOG2E) + b_bias[None, :]
         b_new = tl.maximum(b_most, tl.max(b_p, 1))
@@ -56,22 +56,22 @@ def attend_stream_kernel(
         b_p = tl.exp2(b_p - b_base[:, None])
         b_shrink = tl.exp2(b_most - b_base)
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
-        b_v = load_rows(p_v, o_n, m_n, o_e, e, stride_vn, stride_vd)
+        b_v = load_rows(p_v, o_n, m_n, o_e, e, stride_vn, UNIT)
         b_out = product(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], PRECISION, WIDEN)
         b_most = b_new
     b_inverse, b_lse = finish(b_most, b_sum, m_m)
     b_out = tl.where(m_m[:, None], b_out * b_inverse[:, None], 0.0)
-    store_rows(p_out, b_out, o_m, o_m < n, o_e, e, stride_on, stride_od)
+    store_rows(p_out, b_out, o_m, o_m < n, o_e, e, stride_on, UNIT)
     tl.store(p_lse + line * n + o_m, b_lse, mask=o_m < n)
 
 
 @triton.jit(do_not_specialize=["n", "heads"])
 def received_kernel(
     p_q, p_k, p_size, p_mask, p_lse, p_partial, n, heads, d, scale,
-    stride_qb, stride_qh, stride_qn, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
     stride_sb, stride_sn, stride_mb, stride_mn,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, SIZED: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr, WIDEN: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Partial sums [B, H, N]: what BN keys of a head received, `sum_i size_i exp2(logit_ij - lse_i)`."""
     pid = tl.program_id(0).to(tl.int64)
@@ -79,24 +79,24 @@ def received_kernel(
     line = pid // blocks
     b = line // heads
     h = line % heads
-    p_q += b * stride_qb + h * stride_qh
-    p_k += b * stride_kb + h * stride_kh
+    p_q += (b * stride_qb + h * stride_qh) * UNIT
+    p_k += (b * stride_kb + h * stride_kh) * UNIT
     p_size += b * stride_sb
     p_mask += b * stride_mb
     p_lse += line * n
     o_d = tl.arange(0, BD)
     o_n = (pid % blocks).to(tl.int32) * BN + tl.arange(0, BN)
     m_n, b_bias = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
-    b_k = load_rows(p_k, o_n, m_n, o_d, d, stride_kn, stride_kd)
+    b_k = load_rows(p_k, o_n, m_n, o_d, d, stride_kn, UNIT)
     b_received = tl.zeros((BN,), tl.float32)
     for i in tl.range(0, n, BM):
         o_m = i + tl.arange(0, BM)
         m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
-        b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, stride_qd)
+        b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
         b_lse = tl.load(p_lse + o_m, mask=o_m < n, other=float("inf"))
         b_p = row_products(
-            b_k, b_q, p_k, o_n, m_n, stride_kn, stride_kd, p_q, o_m, m_m, stride_qn, stride_qd, d,
-            BD, BC, PRECISION, WIDEN,
+            b_k, b_q, p_k, o_n, m_n, stride_kn, p_q, o_m, m_m, stride_qn, d,
+            BD, BC, PRECISION, WIDEN, UNIT,
         )  # fmt: skip
         b_p = b_p * (scale * LOG2E) + b_bias[:, None]
         b_p = tl.exp2(b_p - b_lse[None, :])

@@ -18,9 +18,11 @@ ROW_KEYS, WIDE_WARP_ROW_KEYS = 288, 128
 
 
 class Rows(NamedTuple):
-    """queries: of a block; first, second: keys of a row, in two powers of two (second 0: one is enough)."""
+    """queries: of a block; values: its channels, padded; first, second: keys of a row, in two powers of two (second 0:
+    one is enough)."""
 
     queries: int
+    values: int
     first: int
     second: int
     num_warps: int
@@ -37,8 +39,7 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-# By the kernel and the widest head's channels; the first that fits the shared memory is taken. float32, which tensor
-# cores take as three products of two parts, has few channels in registers at a time.
+# By the kernel and the widest head's channels; the first that fits the shared memory is taken.
 HALF = {
     ("forward", 64): (Tiles(128, 64, 0, 8, 2), Tiles(64, 32, 0, 4, 2)),
     ("forward", 128): (Tiles(128, 64, 0, 8, 2), Tiles(128, 32, 0, 8, 2), Tiles(64, 32, 0, 4, 1)),
@@ -50,10 +51,11 @@ HALF = {
     ("query", 128): (Tiles(128, 32, 0, 8, 2), Tiles(32, 32, 0, 4, 2)),
     ("query", 256): (Tiles(64, 32, 0, 8, 2), Tiles(32, 16, 0, 8, 1)),
     ("key", 64): (Tiles(32, 64, 0, 4, 2),),
-    ("key", 128): (Tiles(128, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 2)),
+    ("key", 128): (Tiles(64, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 2)),
     ("key", 256): (Tiles(64, 32, 0, 8, 2), Tiles(16, 32, 0, 8, 1)),
 }
-FULL = {64: Tiles(32, 32, 16, 8, 2), 128: Tiles(32, 32, 32, 8, 2), 256: Tiles(16, 16, 32, 8, 1)}
+# Tensor cores take float32 as three products of two parts: few channels are in registers at a time.
+FULL = {64: Tiles(32, 32, 32, 8, 2), 128: Tiles(32, 32, 32, 8, 2), 256: Tiles(16, 16, 32, 8, 1)}
 
 
 def split_row(n: int) -> tuple[int, int]:
@@ -66,19 +68,27 @@ def split_row(n: int) -> tuple[int, int]:
 def rows_config(n: int, d: int, e: int, dtype: torch.dtype, limits: Limits) -> Rows | None:
     """The configuration that holds whole rows of N logits, None where a program cannot."""
     first, second = split_row(n)
-    widths = power_of_two(d, 16) + power_of_two(e, 16)
-    # Keys, values, and probabilities on their way into a product.
-    need = 2 * ((first + second) * widths + 32 * first)
+    block_d, values = power_of_two(d, 16), power_of_two(e, 32)
+    # Warps share out the keys of a row only where a block of outputs has fewer rows than channels.
+    queries = min(32, values // 2)
+    # Keys, values, probabilities on their way into a product, and the next queries.
+    need = 2 * ((first + second) * (block_d + values) + queries * (first + block_d))
     most = ROW_KEYS if limits.warp == 32 else WIDE_WARP_ROW_KEYS
-    if dtype == torch.float32 or first + second > most or widths > 256 or need > limits.shared_bytes:
+    fits = first + second <= most and block_d + values <= 256 and need <= limits.shared_bytes
+    if dtype == torch.float32 or not fits:
         return None
-    return Rows(32, first, second, 4 if widths <= 128 or limits.warp == 64 else 8, 1)
+    wide = block_d + values > 128 and limits.warp == 32
+    # The queries of the next block are loaded ahead where there are registers left for it.
+    ahead = limits.warp == 32 and (wide or first + second <= 256)
+    return Rows(queries, values, first, second, 8 if wide else 4, 2 if ahead else 1)
 
 
 def tiles_config(kernel: str, d: int, e: int, dtype: torch.dtype, limits: Limits) -> Tiles:
     """Tiles of a kernel that streams: "forward", "received", or the gradient to "query" or "key"."""
     width = power_of_two(max(d, e), 64)
     chosen = FULL[width] if dtype == torch.float32 else _half_tiles(kernel, width, limits)
+    if dtype == torch.float32 and kernel in ("query", "key"):
+        chosen = chosen._replace(channels=16)
     if kernel == "key" and limits.warp == 64:
         # Two sums a program: eight wavefronts would leave each lane too few registers.
         chosen = chosen._replace(num_warps=4)

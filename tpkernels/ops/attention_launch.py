@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from .launching import on_device, power_of_two, strides
 from .limits import limits_of
 from .resident import precision
 
+# Channels that one load takes at most.
+VECTOR = 8
 # A head's blocks of queries share a program, and its keys, once every processor has so many heads.
 PROGRAMS = 4
 
@@ -36,22 +39,36 @@ def gradients(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Call:
-    """What every kernel of a call is handed: sizes and mask, constants, and how it is launched."""
+    """What every kernel of a call is handed: sizes and mask, constants, and how it is launched.
 
-    def __init__(self, q: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None) -> None:
+    Args:
+        rows: q, k, v and what else is read or written by rows, in which channels lie side by side.
+    """
+
+    def __init__(self, rows: tuple[Tensor, ...], e: int, key_size: Tensor | None, mask: Tensor | None) -> None:
+        q = rows[0]
+        _, h, n, d = q.shape
         flags = None if mask is None else mask.view(torch.uint8)
         self.tensors = q if key_size is None else key_size, q if flags is None else flags
         self.steps = *strides(key_size, 2), *strides(flags, 2)
         self.limits = limits_of(q.device)
+        # Triton knows of multiples of 16 alone, but a vector is 8 channels: heads of 72 would be read one by one.
+        self.unit = math.gcd(VECTOR, d, e, *(step for x in rows for step in x.stride()[:3]))
+        self.sizes = n, h, d // self.unit, e // self.unit
         # All registers a thread may have: left alone, ptxas spills some to fit in one program more.
         self.registers = {"maxnreg": 255} if q.is_cuda and torch.version.hip is None else {}
-        self.widths = {"BD": power_of_two(q.shape[3], 16), "BE": power_of_two(v.shape[3], 16)}
+        self.widths = {"BD": power_of_two(d, 16), "BE": power_of_two(e, 16)}
         self.kinds: dict[str, Any] = {
             "SIZED": key_size is not None,
             "MASKED": mask is not None,
             "PRECISION": precision(),
             "WIDEN": interpreting(),
+            "UNIT": self.unit,
         }
+
+    def strides(self, *rows: Tensor) -> tuple[int, ...]:
+        """Steps of batch, head and token of each tensor, in units."""
+        return tuple(step // self.unit for x in rows for step in x.stride()[:3])
 
     def options(self, config: Rows | Tiles) -> dict[str, Any]:
         """Constants of a kernel, and how it is launched."""
@@ -60,6 +77,11 @@ class _Call:
         if isinstance(config, Rows):
             return options | {"N1": config.first, "N2": config.second}
         return options | {"BN": config.keys, "BC": config.channels}
+
+
+def _by_rows(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, copied where channels do not lie side by side."""
+    return [x if x.stride(3) == 1 else x.contiguous() for x in tensors]
 
 
 def attend(
@@ -83,7 +105,8 @@ def attend(
     out, significance, lse = outputs(q, v, need_significance)
     if 0 in (b, h, n):
         return out, significance.zero_(), lse
-    call = _Call(q, v, key_size, mask)
+    q, k, v = _by_rows(q, k, v)
+    call = _Call((q, k, v, out), v.shape[3], key_size, mask)
     config = rows_config(n, d, v.shape[3], q.dtype, call.limits)
     with on_device(q):
         if config is not None:
@@ -102,16 +125,16 @@ def _rows(
     """Whole rows of logits: one launch; returns what keys received [B, H, parts, N], lse where nobody asks."""
     from ..kernels.attention import attend_rows_kernel
 
-    b, h, n, d = q.shape
+    b, h, n, _ = q.shape
     blocks = -(-n // config.queries)
     # A program a head, or where these are few, a program a block of queries; the bits are the same.
     turns = blocks if b * h >= PROGRAMS * call.limits.processors else 1
     programs = -(-blocks // turns)
     partial = lse.new_empty(b, h, programs, n) if received else lse
     attend_rows_kernel[(b * h * programs,)](
-        q, k, v, *call.tensors, out, lse, partial, n, h, d, v.shape[3], turns, scale,
-        *q.stride(), *k.stride(), *v.stride(), *out.stride(), *call.steps,
-        RECEIVED=received, **call.widths, **call.options(config),
+        q, k, v, *call.tensors, out, lse, partial, *call.sizes, turns, scale,
+        *call.strides(q, k, v, out), *call.steps,
+        RECEIVED=received, **(call.widths | {"BE": config.values}), **call.options(config),
     )  # fmt: skip
     return partial
 
@@ -123,8 +146,7 @@ def _stream(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: fl
     b, h, n, d = q.shape
     config = tiles_config("forward", d, v.shape[3], q.dtype, call.limits)
     attend_stream_kernel[(b * h * -(-n // config.queries),)](
-        q, k, v, *call.tensors, out, lse, n, h, d, v.shape[3], scale,
-        *q.stride(), *k.stride(), *v.stride(), *out.stride(), *call.steps,
+        q, k, v, *call.tensors, out, lse, *call.sizes, scale, *call.strides(q, k, v, out), *call.steps,
         **call.widths, **call.options(config),
     )  # fmt: skip
 
@@ -137,7 +159,7 @@ def _received(q: Tensor, k: Tensor, lse: Tensor, scale: float, call: _Call) -> T
     config = tiles_config("received", d, d, q.dtype, call.limits)
     partial = lse.new_empty(b, h, 1, n)
     received_kernel[(b * h * -(-n // config.keys),)](
-        q, k, *call.tensors, lse, partial, n, h, d, scale, *q.stride(), *k.stride(), *call.steps,
+        q, k, *call.tensors, lse, partial, *call.sizes[:3], scale, *call.strides(q, k), *call.steps,
         BD=call.widths["BD"], **call.options(config),
     )  # fmt: skip
     return partial
@@ -174,18 +196,18 @@ def attend_backward(
     dq, dk, dv = gradients(q, v)
     if 0 in (b, h, n):
         return dq, dk, dv
-    call = _Call(q, v, key_size, mask)
+    grad, q, k, v, out = _by_rows(grad, q, k, v, out)
+    call = _Call((q, k, v, out, grad, dq, dk, dv), e, key_size, mask)
     delta = torch.empty_like(lse)
-    inputs = *grad.stride(), *q.stride(), *k.stride(), *v.stride()
     with on_device(q):
         config = tiles_config("query", d, e, q.dtype, call.limits)
         query_gradient_kernel[(b * h * -(-n // config.queries),)](
-            grad, q, k, v, out, *call.tensors, lse, delta, dq, n, h, d, e, scale,
-            *inputs, *out.stride(), *dq.stride(), *call.steps, **call.widths, **call.options(config),
+            grad, q, k, v, out, *call.tensors, lse, delta, dq, *call.sizes, scale,
+            *call.strides(grad, q, k, v, out, dq), *call.steps, **call.widths, **call.options(config),
         )  # fmt: skip
         config = tiles_config("key", d, e, q.dtype, call.limits)
         key_gradient_kernel[(b * h * -(-n // config.keys),)](
-            grad, q, k, v, *call.tensors, lse, delta, dk, dv, n, h, d, e, scale,
-            *inputs, *dk.stride(), *dv.stride(), *call.steps, **call.widths, **call.options(config),
+            grad, q, k, v, *call.tensors, lse, delta, dk, dv, *call.sizes, scale,
+            *call.strides(grad, q, k, v, dk, dv), *call.steps, **call.widths, **call.options(config),
         )  # fmt: skip
     return dq, dk, dv

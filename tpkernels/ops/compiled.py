@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 # A thread is worth starting for so many numbers: it costs about as long as reading them.
-SHARE_ELEMENTS = 1 << 17
+SHARE_ELEMENTS = 1 << 18
+# Torch's own threads go on spinning for milliseconds after an operation, and one of ours gets half a core beside each:
+# two would be no faster than one.
+LEAST_THREADS = 3
 
 
 @functools.cache
@@ -57,7 +60,7 @@ def flat(x: Tensor) -> tuple[Tensor, int, int]:
 
 
 def over_samples(kernel: Callable[..., None], arguments: list[Any], b: int, elements: int) -> None:
-    """Calls `kernel(*arguments, first, last)` so that every sample of b lies in one range, on torch's thread count.
+    """Calls `kernel(*arguments, first, last)` so that every sample of b lies in one range, on as many threads as torch.
 
     Args:
         arguments: contiguous tensors, handed over as arrays, and numbers.
@@ -65,7 +68,7 @@ def over_samples(kernel: Callable[..., None], arguments: list[Any], b: int, elem
     """
     arrays = [one.detach().numpy() if isinstance(one, Tensor) else one for one in arguments]
     workers = max(1, min(torch.get_num_threads(), b, elements // SHARE_ELEMENTS))
-    if workers == 1:
+    if workers < LEAST_THREADS:
         kernel(*arrays, 0, b)
         return
     ranges = list(pairwise(b * i // workers for i in range(workers + 1)))
