@@ -186,37 +186,25 @@ def mean_calls() -> list[Call]:
 
 
 def attention_calls() -> list[Call]:
-    """Whole rows and streaming keys; heads of 64 to 256 channels, each dtype and flag; forward and backward."""
+    """Whole rows and streaming keys; heads of 20 to 256 channels, each dtype and flag; forward and backward."""
     both = {"sized": True, "masked": True}
     vit, pooled, few, long = (256, 197, 64, 6), (256, 138, 64, 6), (256, 72, 64, 6), (8, 4096, 64, 12)
-    wide, odd = (16, 257, 80, 16), (2, 300, 20, 3)
-    largest = (2, 577, 256, 4)
+    wide, siglip, largest, odd = (16, 257, 80, 16), (8, 729, 72, 16), (2, 577, 256, 4), (2, 300, 20, 3)
     bf16, fp16, fp32 = "bfloat16", "float16", "float32"
-    forward = [
-        Call("attention", vit, bf16),
-        Call("attention", vit, bf16, both),
-        Call("attention", vit, fp32, both),
-        Call("attention", pooled, fp16, {"sized": True}),
-        Call("attention", few, bf16, both, smoke=True),
-        Call("attention", few, bf16, {"without significance": True}),
-        Call("attention", wide, bf16, both),
-        Call("attention", long, bf16),
-    ]
-    backward = [
-        Call("attention_backward", vit, bf16),
-        Call("attention_backward", few, bf16, both, smoke=True),
-    ]
     either = [
-        (long, fp16, both, False, False),
-        ((8, 729, 96, 16), bf16, both, False, False),
-        ((8, 1024, 128, 16), fp32, both, False, False),
+        (vit, fp32, both, False, False),
+        (few, bf16, both, False, True),
+        (long, bf16, {}, False, False),
+        (siglip, fp16, both, False, False),
+        ((8, 1024, 128, 16), fp32, {}, False, False),
         (largest, fp16, both, False, False),
-        (largest, fp32, both, False, False),
         (odd, fp32, both, True, True),
         (odd, fp16, both, True, False),
     ]
     return [
-        *forward,
-        *backward,
+        Call("attention", vit, bf16),
+        Call("attention", pooled, fp16, {"sized": True}),
+        Call("attention", few, bf16, {"without significance": True}),
+        Call("attention", wide, bf16, both),
         *(Call(kind, *given) for kind in ("attention", "attention_backward") for given in either),
     ]

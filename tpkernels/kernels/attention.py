@@ -4,8 +4,8 @@
     received_j = sum_heads sum_i size_i p_ij            lse_i = log2 sum_j size_j exp(scale q_i . k_j)
 
 Short rows, here: a program holds its queries' logits against all keys at once, so that the columns of softmax are
-summed where they are made. Long rows: see `attention_stream`. Column sums go to partial [B, P, N], and one more kernel
-adds the P parts in their order: no atomics, the same bits every time.
+summed where they are made. Long rows: see `attention_stream`. Column sums of a head go to memory, in one part or more,
+and one more kernel adds parts and heads in their order: no atomics, the same bits every time.
 
 Dropped keys (masked, or of size 0) are loaded as zeros, whatever they hold. Queries that are not there, or have no
 keys, get lse = +inf: every later exp2(logit - lse) is 0.

@@ -1,7 +1,7 @@
 """How the attention kernels are launched: tiles and warps from a problem's shape and a device's limits.
 
 Nothing here depends on the batch: a sample's numbers are the same whatever batch it is in. The choices are those that
-no compiler spills registers for; docs/kernels.md says which do.
+no compiler spills registers for; `python -m benchmarks compile` holds that, docs/kernels.md says which do.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from .configs import LARGE_SHARED
 from .launching import power_of_two
 from .limits import Limits
 
@@ -18,8 +19,8 @@ ROW_KEYS, WIDE_WARP_ROW_KEYS = 288, 128
 
 
 class Rows(NamedTuple):
-    """queries: of a block; values: its channels, padded; first, second: keys of a row, in two powers of two (second 0:
-    one is enough)."""
+    """queries: of a block; values: channels of its outputs, padded; first, second: keys of a row, in two powers of two
+    (second 0: one is enough)."""
 
     queries: int
     values: int
@@ -42,7 +43,7 @@ class Tiles(NamedTuple):
 # By the kernel and the widest head's channels; the first that fits the shared memory is taken.
 HALF = {
     ("forward", 64): (Tiles(128, 64, 0, 8, 2), Tiles(64, 32, 0, 4, 2)),
-    ("forward", 128): (Tiles(128, 64, 0, 8, 2), Tiles(128, 32, 0, 8, 2), Tiles(64, 32, 0, 4, 1)),
+    ("forward", 128): (Tiles(128, 32, 0, 8, 2), Tiles(64, 32, 0, 4, 1)),
     ("forward", 256): (Tiles(64, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 1)),
     ("received", 64): (Tiles(64, 64, 0, 4, 2),),
     ("received", 128): (Tiles(64, 64, 0, 4, 2),),
@@ -54,6 +55,8 @@ HALF = {
     ("key", 128): (Tiles(64, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 2)),
     ("key", 256): (Tiles(64, 32, 0, 8, 2), Tiles(16, 32, 0, 8, 1)),
 }
+# Where tensor cores read both factors from shared memory, of which such devices have more, registers are left for more.
+LARGE = {("forward", 128): Tiles(128, 64, 0, 8, 2)}
 # Tensor cores take float32 as three products of two parts: few channels are in registers at a time.
 FULL = {64: Tiles(32, 32, 32, 8, 2), 128: Tiles(32, 32, 32, 8, 2), 256: Tiles(16, 16, 32, 8, 1)}
 
@@ -97,6 +100,8 @@ def tiles_config(kernel: str, d: int, e: int, dtype: torch.dtype, limits: Limits
 
 def _half_tiles(kernel: str, width: int, limits: Limits) -> Tiles:
     """The first tiles that the shared memory holds: queries (keys) that stay, keys (queries) that pass by."""
+    if limits.shared_bytes >= LARGE_SHARED and (kernel, width) in LARGE:
+        return LARGE[kernel, width]
     found = HALF[kernel, width]
     channels = width if kernel == "received" else 2 * width
     for tiles in found:
