@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from . import environment, tax_report, tax_rows
+from . import environment, memory, tax_report, tax_rows
 from .errors import Refusal
 from .session import BUSY, results_path
 from .tax_cases import BATCHES, METHODS, MODELS, SCHEDULES, modes, problems
@@ -54,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
         "--budget", type=float, default=60.0, help="seconds for the rounds of one problem in one mode (default: 60)"
     )
     root.add_argument("--threads", type=int, help="threads on the CPU (default: torch's)")
+    root.add_argument(
+        "--keep-memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="have glibc keep freed memory, so that no model pays page faults that another is spared (default: yes)",
+    )
     root.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV (default: %(default)s)")
     root.add_argument("--report", action="store_true", help="measure nothing; tables of what the folder holds")
     root.add_argument(
@@ -106,7 +112,8 @@ def _measure(options: argparse.Namespace) -> int:
         # Before the work, not after it.
         tax_rows.check(path)
     repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type])
-    runner = TaxRunner(device, Budget(repeats, options.budget))
+    allocator = memory.keep_memory() if options.keep_memory else memory.DEFAULT
+    runner = TaxRunner(device, Budget(repeats, options.budget), allocator)
     with_compiled = not options.quick if options.compile is None else options.compile
     print(f"{environment.device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     load = environment.load()

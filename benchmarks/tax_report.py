@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from . import results, tax_rows
+from . import memory, results, tax_rows
 from .errors import Refusal
 from .report import table
 from .tax_cases import BASE, METHODS, MODELS, MODES, QUICK_MODELS, SCHEDULES, SLICING
@@ -23,7 +23,7 @@ ORDER = {
     "method": (BASE, SLICING, *METHODS),
 }
 # Columns that make a table, and what they are called where rows came from different runs.
-CASE = ("model", "schedule", "mode", "dtype")
+CASE = ("model", "schedule", "mode", "dtype", "allocator")
 FACTS = {
     "threads": "CPU threads",
     "load": "load before",
@@ -108,8 +108,9 @@ def break_even(records: Sequence[Record]) -> str:
 
 
 def _title(case: Sequence[str]) -> str:
-    model, schedule, mode, dtype = case
-    return f"{model}, {SCHEDULES[schedule].title}, {mode}, {dtype}"
+    model, schedule, mode, dtype, allocator = case
+    kept = "" if allocator == memory.KEPT else f", allocator: {allocator}"
+    return f"{model}, {SCHEDULES[schedule].title}, {mode}, {dtype}{kept}"
 
 
 def section(records: Sequence[Record]) -> str:

@@ -13,7 +13,8 @@ from . import records
 class Row:
     """What one model did in one problem, run one way. Times are milliseconds of a forward; empty where not measured.
 
-    run: when the run began (UTC), and load: the machine's load average then, shared by its rows. keep, layers (0-based,
+    run: when the run began (UTC), and load: the machine's load average then, shared by its rows. allocator: what the C
+    library does with freed memory, see `memory.keep_memory`. keep, layers (0-based,
     "all") and tokens (of each sample at each block's MLP): the schedule. mode: "eager", "compiled" or "CUDA graph".
     method: "base" (unpooled), "slicing", or what pools. ward_rounds: what Ward takes on the base model's tokens at
     those layers, shared by a problem's rows. status: "ok", "skipped: ...", "wrong: ..." or "failed: ...". rounds: times
@@ -32,6 +33,7 @@ class Row:
     runs_on: str
     threads: int
     load: float
+    allocator: str
     model: str
     schedule: str
     keep: float

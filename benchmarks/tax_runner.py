@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import environment, gpu, tax_gate, timing
+from . import environment, gpu, memory, tax_gate, timing
 from .tax_cases import BASE, METHODS, MODES, SLICING, Problem
 from .tax_models import DeiT, Unavailable, Variant, images_for, model_of, variants
 from .tax_rows import TIMES, Row
@@ -45,7 +45,7 @@ class TaxRunner:
         red: how many rows were wrong or failed.
     """
 
-    def __init__(self, device: torch.device, budget: Budget) -> None:
+    def __init__(self, device: torch.device, budget: Budget, allocator: str = memory.DEFAULT) -> None:
         self.device, self.budget = device, budget
         self.red = 0
         self._facts = {
@@ -59,6 +59,7 @@ class TaxRunner:
             "runs_on": device.type,
             "threads": torch.get_num_threads(),
             "load": environment.load(),
+            "allocator": allocator,
         }
         self._watch = gpu.Stopwatch(device) if device.type == "cuda" else None
 

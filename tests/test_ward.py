@@ -21,7 +21,7 @@ from torch import Tensor
 
 import tpkernels
 from tpkernels import Clusters, reference
-from tpkernels.ops import ward_compiled
+from tpkernels.ops import compiled
 from tpkernels.ops.backends import why_not_triton
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -44,8 +44,8 @@ def rounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         if reason is not None:
             pytest.skip(reason)
     elif request.param == "operations":
-        monkeypatch.setattr(ward_compiled, "available", lambda: False)
-    elif not ward_compiled.available():
+        monkeypatch.setattr(compiled, "available", lambda: False)
+    elif not compiled.available():
         pytest.skip("numba is not installed")
     elif torch.cuda.is_available():
         pytest.skip("the compiled loop is for CPUs")
@@ -318,13 +318,13 @@ def test_both_implementations_agree(rounds: str, monkeypatch: pytest.MonkeyPatch
     x, mask = clustered_tokens(), torch.rand(4, 180, generator=torch.Generator().manual_seed(8)) < 0.8
     weight = torch.rand(4, 180, generator=torch.Generator().manual_seed(9))
     for w, m in itertools.product((None, weight), (None, mask)):
-        compiled = tpkernels.ward(x, 50, w, mask=m)
+        loops = tpkernels.ward(x, 50, w, mask=m)
         with monkeypatch.context() as patch:
-            patch.setattr(ward_compiled, "available", lambda: False)
+            patch.setattr(compiled, "available", lambda: False)
             operations = tpkernels.ward(x, 50, w, mask=m)
-        torch.testing.assert_close(compiled.loss, operations.loss, rtol=EXACT, atol=0)
-        assert torch.equal(compiled.assignment, operations.assignment)
-        assert torch.equal(compiled.n_iter, operations.n_iter)
+        torch.testing.assert_close(loops.loss, operations.loss, rtol=EXACT, atol=0)
+        assert torch.equal(loops.assignment, operations.assignment)
+        assert torch.equal(loops.n_iter, operations.n_iter)
 
 
 @pytest.mark.parametrize("layout", ["prefix", "transposed", "every other", "reversed batch"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tpkernels.ops import ward_compiled
+from tpkernels.ops import compiled
 from tpkernels.ops.backends import why_not_triton
 from tpkernels.ops.cluster import cluster
 from tpkernels.ops.samples import prepare, settle
@@ -50,9 +50,9 @@ def test_all_ways_agree(name: str, k: int, monkeypatch: pytest.MonkeyPatch) -> N
     k = min(k, x.shape[1])
     samples = prepare(x, weight, mask, k)
     results = {}
-    if ward_compiled.available():
+    if compiled.available():
         results["compiled"] = ward(samples, k)
-    monkeypatch.setattr(ward_compiled, "available", lambda: False)
+    monkeypatch.setattr(compiled, "available", lambda: False)
     results["lists"] = ward(samples, k)
     fixed = torch.where(samples.finite, samples.n_valid - samples.k, 0)
     monkeypatch.setattr("tpkernels.ops.ward.merge_tree", lambda s, wanted, *, waits: merge_tree(s, fixed, waits=False))
@@ -87,7 +87,7 @@ def test_the_kernel_agrees(name: str, k: int, device: torch.device) -> None:
 
 
 def test_compiled_loop_is_the_same_on_any_number_of_threads() -> None:
-    if not ward_compiled.available():
+    if not compiled.available():
         pytest.skip("numba is not installed")
     samples = prepare(torch.randn(7, 40, 6, generator=torch.Generator().manual_seed(0)), None, None, 13)
     threads = torch.get_num_threads()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ward_compiled
+from . import compiled, ward_compiled
 from .samples import Samples
 
 MASS_FLOOR = 1e-6
@@ -114,16 +114,18 @@ def _masses(samples: Samples) -> Tensor:
 
 def _ward_chunk(samples: Samples) -> WardResult:
     wanted = torch.where(samples.finite, samples.n_valid - samples.k, 0)
-    if samples.x.device.type == "cpu" and ward_compiled.available():
+    if compiled.takes(samples.x):
         gram = torch.bmm(samples.x, samples.x.mT)
-        tree = ward_compiled.merge_tree(gram, _masses(samples), samples.valid, wanted)
-    else:
-        tree = merge_tree(samples, wanted, waits=samples.x.device.type == "cpu")
-    return _cut(samples, *tree)
+        return WardResult(*ward_compiled.ward(gram, _masses(samples), samples.valid, wanted, samples.scale))
+    return _cut(samples, *merge_tree(samples, wanted, waits=samples.x.device.type == "cpu"))
 
 
 def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `ward_compiled.merge_tree` returns, by operations on the whole chunk.
+    """Merges every sample until its wanted-th lowest height is certain, by operations on the whole chunk.
+
+    Returns:
+        parent [B, N] int64, height [B, N] (+inf for tokens that were not merged away), turn [B, N] int64 (0 for those),
+        rounds [B] int64.
 
     With `waits` shapes may depend on values, which an accelerator would have to be waited for; without it every round
     has the same ones.
