@@ -225,10 +225,10 @@ def test_whole_rounds_in_a_rotating_order(repeats: int, seconds: float, rounds: 
 def test_kept_memory_takes_no_page_faults_again() -> None:
     """In a process of its own: there is no way back."""
     code = """if True:
-        import resource, torch
+        import resource
         from benchmarks import memory
         faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        touch = lambda: [torch.ones(12_000_000) for _ in range(2)]
+        touch = lambda: [bytearray(48_000_000) for _ in range(2)]
         kept = memory.keep_memory()
         touch()
         before = faults()
