@@ -1,4 +1,4 @@
-"""The example's readers and files: IDX sets, image folders, checkpoints, and training that goes on where it stopped."""
+"""The example's readers and files: IDX sets, image folders, checkpoints."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-import deit_train
 from deit.checkpoint import CheckpointError, load_model, read_weights, save_weights, write_atomically
 from deit.data import IDX_NAMES, DataError, load_idx, read_idx, write_idx
 from deit.images import batches, evenly_spaced, open_images
 from deit.model import DeiT, DeiTConfig
 from deit.subjects import SmallTransform, read_state
 from safetensors.torch import save_file
+from training.sources import to_input
 
 SHIPPED = Path(__file__).parents[1] / "examples" / "data" / "fashion-mnist-test-2000"
 TINY = DeiTConfig(patch_size=7, embed_dim=24, depth=4, num_heads=2)
@@ -92,7 +92,7 @@ def test_transform_equals_the_training_input() -> None:
     source = open_images(SHIPPED)
     images, labels = load_idx(SHIPPED, "test")
     (batch,) = batches(source, SmallTransform(TINY), [[3, 1, 1999]], workers=0)
-    torch.testing.assert_close(batch.images, deit_train.to_input(images[[3, 1, 1999]], TINY, torch.device("cpu")))
+    torch.testing.assert_close(batch.images, to_input(images[[3, 1, 1999]], TINY))
     assert batch.labels.tolist() == labels[[3, 1, 1999]].tolist()
 
 
@@ -196,39 +196,3 @@ def test_read_state_takes_torch_files_without_running_them(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be read as a file of weights"):
         read_state(path)
-
-
-def test_training_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for split in ("train", "test"):
-        write_set(tmp_path, split, 64)
-    common = ["--data", str(tmp_path), "--patch", "7", "--dim", "24", "--batch-size", "16", "--limit", "64"]
-    deit_train.main([*common, "--epochs", "2", "--output", str(tmp_path / "whole")])
-
-    # Stopped in its second epoch, after the steps and before anything is saved.
-    accuracy, calls = deit_train.accuracy, []
-
-    def stop_at_the_second(*args: object) -> float:
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return accuracy(*args)
-
-    monkeypatch.setattr(deit_train, "accuracy", stop_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        deit_train.main([*common, "--epochs", "2", "--output", str(tmp_path / "parts")])
-    monkeypatch.undo()
-    deit_train.main([*common, "--epochs", "2", "--output", str(tmp_path / "parts"), "--resume"])
-
-    whole, parts = (torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "parts"))
-    assert whole["epoch"] == parts["epoch"] == 2
-    for name, value in whole["model"].items():
-        torch.testing.assert_close(parts["model"][name], value, rtol=0, atol=0)
-
-
-def test_training_for_one_epoch_leaves_a_checkpoint(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        write_set(tmp_path, split, 64)
-    deit_train.main(["--data", str(tmp_path), "--epochs", "1", "--limit", "64", "--output", str(tmp_path / "run")])
-    model, facts = load_model(tmp_path / "run" / "model.safetensors")
-    assert model.cfg.depth == 12 and facts["epoch"] == 1 and facts["limit"] == 64
-    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 1

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model import DeiT, DeiTConfig
 
@@ -40,11 +40,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save_weights(path: Path, model: DeiT, facts: dict[str, Any]) -> None:
-    """Writes the weights in half precision, with the configuration and `facts` (how they came about) in the header."""
+def save_weights(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:
+    """Writes the weights in half precision, with `facts` (how they came about) in the header.
+
+    A DeiT's configuration stands there too; timm's models are rebuilt by their name.
+    """
     state = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.state_dict().items()}
-    metadata = {"config": json.dumps(model.cfg.to_dict()), "facts": json.dumps(facts)}
-    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=metadata))
+    metadata = {"facts": json.dumps(facts)}
+    if isinstance(model, DeiT):
+        metadata["config"] = json.dumps(model.cfg.to_dict())
+    write_atomically(path, lambda temporary: _save(state, temporary, metadata))
+
+
+def _save(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(state, path, metadata=metadata)
+    except SafetensorError as error:
+        # What the writer makes of a full disk.
+        raise OSError(f"weights could not be written to {path.parent} ({error})") from error
 
 
 def read_weights(path: Path) -> tuple[DeiTConfig, dict[str, Tensor], dict[str, Any]]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class DeiT(nn.Module):
     def __init__(self, cfg: DeiTConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(cfg)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + cfg.grid_size**2, cfg.embed_dim))
@@ -117,10 +119,19 @@ class DeiT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Has every block recompute its activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
     def forward_features(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-        return self.norm(self.blocks(x))
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images)[:, 0])

@@ -75,15 +75,21 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
+def pool_like(model: nn.Module, method: Method, tokens: Sequence[int]) -> None:
+    """Patches a model, in place, so that `tokens` patch tokens are left after each block."""
+    before = [tpkernels.count_macs(model).per_layer[0].tokens_in, *tokens]
+    keep = [left if left < came else None for left, came in zip(tokens, before, strict=False)]
+    tpkernels.patch(model, keep, method=method.method, init=method.init, weighted=method.weighted)
+
+
 def build_rows(model: nn.Module, methods: Sequence[Method], tokens: list[int], compiled: bool) -> list[Row]:
     """The base model's row, then one per method. `tokens` are the patch tokens left after each block."""
     base = tpkernels.count_macs(model)
     patches = [row.tokens_in for row in base.per_layer]
-    keep = [left if left < before else None for left, before in zip(tokens, [patches[0], *tokens], strict=False)]
     rows = [Row("base", BASE_LABEL, BASE_LABEL, model, patches, base)]
     for method in methods:
         pooled = twin(model)
-        tpkernels.patch(pooled, keep, method=method.method, init=method.init, weighted=method.weighted)
+        pool_like(pooled, method, tokens)
         macs = tpkernels.count_macs(model, tokens, method=method.method, init=method.init)
         rows.append(Row(method.name, method.label, method.family, pooled, tokens, macs))
     if compiled:

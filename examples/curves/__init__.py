@@ -1,0 +1,1 @@
+"""The parts of `examples/cost_accuracy.py`."""

@@ -1,0 +1,1 @@
+"""The parts of `examples/deit_train.py`."""
