@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .errors import Refusal
+from . import records
 
 
 @dataclass(kw_only=True)
@@ -71,79 +68,24 @@ COLUMNS = tuple(field.name for field in fields(Row))
 TIMES = ("p20_ms", "p50_ms", "p99_ms", "graph_p50_ms", "cold_ms", "over_floor")
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return " ".join(str(value).split())
-
-
-def encode(rows: Sequence[Row], header: bool = False) -> str:
-    """Rows as lines of CSV.
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Adds rows to a file, as `records.append`.
 
     Raises:
         ValueError: a row that is not ok carries a time.
+        Refusal, OSError: as `records.append`.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(COLUMNS)
     for row in rows:
-        values = asdict(row)
-        if row.status != "ok" and any(values[name] is not None for name in TIMES):
+        if row.status != "ok" and any(getattr(row, name) is not None for name in TIMES):
             raise ValueError(f"{row.provider}, {row.case}: a row that is {row.status!r} must not carry times")
-        writer.writerow([_text(values[name]) for name in COLUMNS])
-    return text.getvalue()
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Adds rows to a file, all of them or none; a new file gets the header.
-
-    They are written in one piece at the end, so that two runs do not cut each other's lines.
-
-    Raises:
-        Refusal: the file has another header, or its last line was cut off.
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists() or path.stat().st_size == 0
-    if not new:
-        check(path)
-    data = encode(rows, header=new).encode()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(handle).st_size
-        written = os.write(handle, data)
-        if written != len(data):
-            os.ftruncate(handle, size)
-            raise OSError(f"{path}: {written} of {len(data)} bytes could be written, none were kept")
-    finally:
-        os.close(handle)
+    records.append(path, COLUMNS, [asdict(row) for row in rows])
 
 
 def check(path: Path) -> None:
     """Raises Refusal where a file of rows is of another make or is cut off."""
-    with path.open("rb") as file:
-        header = file.readline().decode(errors="replace").rstrip("\r\n")
-        file.seek(-1, os.SEEK_END)
-        whole = file.read(1) == b"\n"
-    if header != ",".join(COLUMNS):
-        shown = header if len(header) <= 120 else header[:117] + "..."
-        raise Refusal(
-            f"{path}: its header is not that of this version, which writes {len(COLUMNS)} columns from {COLUMNS[0]} to "
-            f"{COLUMNS[-1]}; move it away to begin a new file. It has: {shown}"
-        )
-    if not whole:
-        raise Refusal(f"{path}: its last line is cut off; remove that line")
+    records.check(path, COLUMNS)
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a file as text by column.
-
-    Raises:
-        Refusal: as `check`.
-    """
-    check(path)
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a file as text by column; Refusal as `check`."""
+    return records.read(path, COLUMNS)

@@ -17,6 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import deit_train
+import training_speed
 from deit.checkpoint import CheckpointError, load_model, read_weights, save_weights
 from deit.data import IDX_NAMES, write_idx
 from deit.distributed import World
@@ -280,3 +281,14 @@ def test_a_state_that_is_not_this_run_s(
     line = failure(capsys, "--data", str(data), "--output", str(tmp_path), *TINY, "--epochs", "2", *more)
     assert str(path) in line
     assert {"truncated": "whole", "foreign": "no training state", "code": "whole", "other run": "lr"}[content] in line
+
+
+def test_training_speed_compares_with_the_base_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: Path
+) -> None:
+    save_weights(tmp_path / "m.safetensors", DeiT(DeiTConfig(patch_size=7, embed_dim=24, depth=4, num_heads=2)), {})
+    arguments = ["--checkpoint", str(tmp_path / "m.safetensors"), "--data", str(data), "--batch-size", "8"]
+    training_speed.main([*arguments, "--method", "topk", "--budget", "0.7", "--rounds", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("base model") and "1.00x the base model (1.00 to 1.00), 1.00x by MACs" in lines[1]
+    assert lines[2].startswith("top-K")

@@ -297,7 +297,9 @@ class TokenPool(nn.Module):
         """Labels [B, N] of the methods that do not cluster."""
         k = min(k, x.shape[1])
         x = x.detach()
-        samples = prepare(x, {"topk": score, "importance": score, "bipartite": size}.get(self.method), mask, k)
+        weight = {"topk": score, "importance": score, "bipartite": size}.get(self.method)
+        # Matching without a metric of its own is the only one that computes with the tokens.
+        samples = prepare(x, weight, mask, k, centred=self.method == "bipartite" and metric is None)
         if self.method == "grid":
             return settle(samples, baselines.grid(samples, k, self.grid_size))
         if self.method == "bipartite":

@@ -17,8 +17,8 @@ from .points import SHELF, Point
 
 
 def measure(
-    subject: Subject, source: ImageSet, methods: Sequence[Method], budgets: Sequence[float], layers: Sequence[int] | None,
-    limit: int | None, batch_size: int,
+    subject: Subject, source: ImageSet, methods: Sequence[Method], budgets: Sequence[float],
+    layers: Sequence[int] | None, limit: int | None, batch_size: int,
 ) -> list[Point]:  # fmt: skip
     """The base model's point, then those of every method at every budget: the same tokens, the same images."""
     numbers = evenly_spaced(len(source.labels), limit)

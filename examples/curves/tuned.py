@@ -1,4 +1,4 @@
-"""Fine-tuned: each model by `deit_train.py` in a process of its own, several at a time; finished runs are not repeated."""
+"""Fine-tuned: each model by `deit_train.py` in a process of its own; finished runs are not repeated."""
 
 from __future__ import annotations
 

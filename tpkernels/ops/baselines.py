@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .hashing import uniform
 from .pooling import cluster_mean
+from .precision import compute_dtype
 from .samples import Samples, canonical_order, renumber, split_in_order
 from .starts import highest, labels_of
 
@@ -88,7 +89,7 @@ def bipartite(samples: Samples, k: int, metric: Tensor | None) -> Tensor:
     n = x.shape[1]
     # Cosines are of the tokens as they came: without their mean they would mean something else.
     metric = x + samples.offset if metric is None else metric
-    metric = torch.where(samples.finite[:, None, None], metric.to(x.dtype), 0)
+    metric = torch.where(samples.finite[:, None, None], metric.to(compute_dtype(x)), 0)
     if samples.valid is not None:
         metric = metric.masked_fill(~samples.valid[..., None], 0)
     label = samples.rank if samples.valid is None else samples.rank.masked_fill(~samples.valid, -1)

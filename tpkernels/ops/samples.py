@@ -45,15 +45,20 @@ def may_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, looks: bool = False) -> Samples:
+def prepare(
+    x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, looks: bool = False, centred: bool = True
+) -> Samples:
     """Centres every sample and takes out what must not be computed with.
 
     Subtracting the mean of the valid tokens changes no distance and keeps a common offset from cancelling digits.
     Weights are divided by the sample's largest, which changes no assignment and keeps sums of 1e30 finite. Masked
     tokens and samples with NaN or Inf become zeros; `finite` names the latter. With `looks` the values decide whether
-    there is anything to take out.
+    there is anything to take out. Without `centred` the tokens stay as they are, for what only wants to know whether
+    they are finite.
     """
     b, n, _ = x.shape
+    if not centred:
+        return _as_they_are(x, weight, mask, k)
     x = x.to(compute_dtype(x))
     if compiled.takes(x):
         x, weight, count, finite, offset, scale = samples_compiled.centre(x, weight, mask)
@@ -74,17 +79,40 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, lo
     finite = torch.linalg.vector_norm(x, dim=(1, 2)).square().isfinite()
     scale = x.new_ones(b)
     if weight is not None:
-        weight = weight.to(x.dtype)
-        if mask is not None:
-            weight = weight.masked_fill(~mask, 0)
-        finite = finite & weight.isfinite().all(1)
-        scale = weight.amax(1) if n else scale
-        scale = torch.where(scale > 0, scale, 1)
-        weight = weight / scale[:, None]
+        weight, scale, ok = _relative(weight.to(x.dtype), mask)
+        finite = finite & ok
     if not (looks and bool(finite.all())):
         weight = None if weight is None else weight.masked_fill(~finite[:, None], 1)
         x = x.masked_fill(~finite[:, None, None], 0)
     return Samples(x, weight, mask, rank, count, count.clamp(max=k), finite, offset, scale)
+
+
+def _as_they_are(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+    """`prepare` for methods that read weights and places, not tokens: those are looked through once, not written."""
+    b, n, d = x.shape
+    dtype = compute_dtype(x)
+    there = x if mask is None else x.masked_fill(~mask[..., None], 0)
+    finite = torch.ones(b, dtype=torch.bool, device=x.device)
+    if n and d:
+        # The largest absolute value is finite where all are.
+        finite = torch.linalg.vector_norm(there, torch.inf, dim=(1, 2)).isfinite()
+    rank = torch.arange(n, device=x.device).expand(b, n) if mask is None else mask.cumsum(1) - 1
+    count = torch.full((b,), n, dtype=torch.int64, device=x.device) if mask is None else mask.sum(1)
+    scale = x.new_ones(b, dtype=dtype)
+    if weight is not None:
+        weight, scale, ok = _relative(weight.to(dtype), mask)
+        finite = finite & ok
+        weight = weight.masked_fill(~finite[:, None], 1)
+    return Samples(x, weight, mask, rank, count, count.clamp(max=k), finite, x.new_zeros(b, 1, d, dtype=dtype), scale)
+
+
+def _relative(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [B, N] over their sample's largest, 0 where masked; the largest [B], or 1; which are finite [B]."""
+    weight = weight if mask is None else weight.masked_fill(~mask, 0)
+    finite = weight.isfinite().all(1)
+    scale = weight.amax(1) if weight.shape[1] else weight.new_ones(len(weight))
+    scale = torch.where(scale > 0, scale, 1)
+    return weight / scale[:, None], scale, finite
 
 
 def split_in_order(samples: Samples) -> Tensor:
