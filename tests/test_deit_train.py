@@ -152,7 +152,7 @@ def test_other_ways_to_train(data: Path, tmp_path: Path) -> None:
 def test_checkpointing_recomputes_the_blocks() -> None:
     model = DeiT(DeiTConfig(patch_size=7, embed_dim=24, num_heads=2, depth=2))
     calls = []
-    model.blocks[0].mlp.register_forward_hook(lambda *_: calls.append(0))
+    model.blocks[0].mlp.register_forward_pre_hook(lambda *_: calls.append(0))
     for enable, expected in ((False, 1), (True, 2)):
         calls.clear()
         model.set_grad_checkpointing(enable)
