@@ -50,6 +50,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     tune.add_argument("--train-batch", type=int, default=128)
     tune.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--output", type=Path, default=Path("runs/cost_accuracy"), help="runs, points.csv, picture.png")
+    parser.add_argument(
+        "--join", nargs="+", type=Path, metavar="CSV", help="measure nothing; draw these points together"
+    )
     args = parser.parse_args(argv)
     for name in ("test_images", "batch_size", "train_images", "epochs", "train_batch", "jobs"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -76,14 +79,14 @@ def measure(args: argparse.Namespace) -> list[points.Point]:
         common += ["--eval-every", str(args.epochs)]
         for name, value in (("--limit", args.train_images), ("--test-limit", args.test_images)):
             common += [] if value is None else [name, str(value)]
-        found += tuned.run(work, common, args.output, args.jobs)
+        found += tuned.run(work, subject.name, common, args.output, args.jobs)
     return found
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
-    found = measure(args)
+    found = [point for path in args.join for point in points.read(path)] if args.join else measure(args)
     points.write(args.output / "points.csv", found)
     picture.draw(args.output / "picture.png", found)
     print(f"{points.table(found)}\n\ntorch {torch.__version__}; points.csv and picture.png are in {args.output}")

@@ -19,7 +19,7 @@ from deit.data import IDX_NAMES, write_idx
 from deit.methods import METHODS, find_methods
 from deit.model import DeiT, DeiTConfig
 
-POINT = Point(TUNED, "ward", "Ward (default)", 0.58, 0, "49 30", 2.0, 1.16, 0.01, 400, 300, None, 64, 1, 12.5)
+POINT = Point(TUNED, "DeiT", "ward", "Ward (default)", 0.58, 0, "49 30", 2.0, 1.16, 0.01, 400, 300, None, 64, 1, 12.5)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,17 @@ def test_a_sweep_from_end_to_end(
         cost_accuracy.main([*arguments, "--train-batch", "4", "--jobs", "2", "--no-shelf"])
 
 
+def test_points_of_several_models_are_drawn_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        points.write(tmp_path / f"{name}.csv", [replace(POINT, model=name)])
+    files = [str(tmp_path / f"{name}.csv") for name in ("one", "two")]
+    cost_accuracy.main(["--join", *files, "--output", str(tmp_path / "joined")])
+    assert [point.model for point in points.read(tmp_path / "joined" / "points.csv")] == ["one", "two"]
+    shown = capsys.readouterr().out
+    assert "**Fine-tuned**: one" in shown and "**Fine-tuned**: two" in shown
+
+
 def test_a_failed_run_is_named(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     work = tuned.jobs(DeiT(DeiTConfig(patch_size=7, embed_dim=24, depth=4, num_heads=2)), [], [], None, [], [0])
     with pytest.raises(RuntimeError, match="base-0 failed"):
-        tuned.run(work, ["--data", str(tmp_path / "nothing"), "--init", str(checkpoint)], tmp_path, 1)
+        tuned.run(work, "DeiT", ["--data", str(tmp_path / "nothing"), "--init", str(checkpoint)], tmp_path, 1)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .points import Point, Summary, summarise
+from .points import Point, Summary, panels, summarise
 
 # A family has a colour (Okabe and Ito's), its members differ by line and marker.
 COLOURS = {
@@ -50,14 +50,13 @@ def panel(axes: Axes, rows: list[Summary], title: str) -> None:
 
 def draw(path: Path, points: list[Point]) -> None:
     """Writes the figure as PNG, atomically."""
-    settings = list(dict.fromkeys(point.setting for point in points))
-    figure = Figure(figsize=(6.2 * len(settings), 5.6), dpi=130, layout="constrained")
+    found = panels(points)
+    figure = Figure(figsize=(6.2 * len(found), 5.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     known: dict[str, object] = {}
-    for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
-        some = [point for point in points if point.setting == setting]
+    for axes, (setting, model, some) in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
         seeds = len({point.seed for point in some})
-        panel(axes, summarise(some), setting + (f", {seeds} seeds" if seeds > 1 else ""))
+        panel(axes, summarise(some), f"{setting}{f', {seeds} seeds' if seeds > 1 else ''}\n{model}")
         axes.set_ylabel(f"top-1 %, {some[0].images:,} test images")
         handles, labels = axes.get_legend_handles_labels()
         known.update(zip(labels, handles, strict=True))

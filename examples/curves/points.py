@@ -18,13 +18,14 @@ SHELF, TUNED = "off the shelf", "fine-tuned"
 class Point:
     """What one model did.
 
-    setting: SHELF or TUNED; method: a name of `deit.methods`, "base" or "strided"; budget: the share of the base's MACs
+    setting: SHELF or TUNED; model: which one, in words; method: a name of `deit.methods`, "base" or "strided"; budget: the share of the base's MACs
     that the schedule was made for, None for base and strided; seed: of the fine-tuning, None off the shelf; tokens:
     patch tokens after each block; macs in all, of them clustering; images, correct: of the test; agree: answers that
     are the base model's, off the shelf alone; images_per_second, train_images, epochs: of the fine-tuning.
     """
 
     setting: str
+    model: str
     method: str
     label: str
     budget: float | None
@@ -54,6 +55,7 @@ class Summary:
     """
 
     setting: str
+    model: str
     method: str
     label: str
     budget: float | None
@@ -66,17 +68,17 @@ class Summary:
 
 
 def summarise(points: Iterable[Point]) -> list[Summary]:
-    """One summary for each setting, method, budget and cost, in the order in which they come."""
+    """One summary for each setting, model, method, budget and cost, in the order in which they come."""
     groups: dict[tuple, list[Point]] = {}
     for point in points:
-        groups.setdefault((point.setting, point.method, point.budget, point.tokens), []).append(point)
+        groups.setdefault((point.setting, point.model, point.method, point.budget, point.tokens), []).append(point)
     found = []
-    for (setting, method, budget, _), some in groups.items():
+    for (setting, model, method, budget, _), some in groups.items():
         values = [point.top1 for point in some]
         mean = statistics.fmean(values)
         found.append(
             Summary(
-                setting, method, some[0].label, budget, some[0].gmacs, some[0].gmacs / some[0].base_gmacs, mean,
+                setting, model, method, some[0].label, budget, some[0].gmacs, some[0].gmacs / some[0].base_gmacs, mean,
                 statistics.stdev(values) if len(values) > 1 else None, len(values),
                 100 * (mean / 100 * (1 - mean / 100) / some[0].images) ** 0.5,
             )
@@ -117,11 +119,12 @@ def read(path: Path) -> list[Point]:
 def table(points: list[Point]) -> str:
     """Markdown: a line for each method, a column for each budget; mean and deviation over the seeds."""
     lines = []
-    for setting in dict.fromkeys(point.setting for point in points):
-        rows = summarise(point for point in points if point.setting == setting)
+    for setting, model, some in panels(points):
+        rows = summarise(some)
         budgets = sorted({row.budget for row in rows if row.budget is not None})
-        images = {point.images for point in points if point.setting == setting}
-        lines += [f"**{setting.capitalize()}**, top-1 % on {', '.join(map(str, sorted(images)))} test images", ""]
+        seeds = len({point.seed for point in some})
+        told = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+        lines += [f"**{setting.capitalize()}**: {model}; top-1 % on {some[0].images:,} test images{told}", ""]
         lines += [f"| | {' | '.join(f'{100 * b:g} % of the MACs' for b in budgets)} |", "|---|" + "---|" * len(budgets)]
         for name in dict.fromkeys(row.method for row in rows):
             some = [row for row in rows if row.method == name]
@@ -134,6 +137,14 @@ def table(points: list[Point]) -> str:
                 lines.append(f"| {some[0].label} | {cells} |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def panels(points: Iterable[Point]) -> list[tuple[str, str, list[Point]]]:
+    """The points of each setting and model."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        found.setdefault((point.setting, point.model), []).append(point)
+    return [(setting, model, some) for (setting, model), some in found.items()]
 
 
 def cell(row: Summary) -> str:

@@ -64,10 +64,11 @@ def jobs(
     return found
 
 
-def run(work: Sequence[Job], common: Sequence[str], folder: Path, at_once: int) -> list[Point]:
+def run(work: Sequence[Job], model: str, common: Sequence[str], folder: Path, at_once: int) -> list[Point]:
     """Runs what is not there yet; the points in the order of the jobs.
 
     Args:
+        model: its name in the points.
         common: arguments of `deit_train.py` that all runs share.
         at_once: processes at a time, each with its share of the threads.
 
@@ -84,7 +85,7 @@ def run(work: Sequence[Job], common: Sequence[str], folder: Path, at_once: int) 
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [point_of(job, folder) for job in work]
+    return [point_of(job, model, folder) for job in work]
 
 
 def _train(job: Job, common: Sequence[str], folder: Path, threads: str) -> None:
@@ -113,13 +114,13 @@ def _row(output: Path) -> dict | None:
     return row if "test_correct" in row else None
 
 
-def point_of(job: Job, folder: Path) -> Point:
+def point_of(job: Job, model: str, folder: Path) -> Point:
     """What a finished run's log says."""
     row = _row(folder / job.name)
     if row is None:
         raise RuntimeError(f"{folder / job.name} holds no finished run")
     return Point(
-        TUNED, job.method, job.label, job.budget, job.seed, " ".join(map(str, job.tokens)), job.macs.base / 1e9,
+        TUNED, model, job.method, job.label, job.budget, job.seed, " ".join(map(str, job.tokens)), job.macs.base / 1e9,
         job.macs.total / 1e9, job.macs.clustering / 1e9, row["test_images"], row["test_correct"], None, row["images"],
         row["epoch"], row["images_per_second"],
     )  # fmt: skip
