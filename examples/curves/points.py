@@ -18,10 +18,11 @@ SHELF, TUNED = "off the shelf", "fine-tuned"
 class Point:
     """What one model did.
 
-    setting: SHELF or TUNED; model: which one, in words; method: a name of `deit.methods`, "base" or "strided"; budget: the share of the base's MACs
-    that the schedule was made for, None for base and strided; seed: of the fine-tuning, None off the shelf; tokens:
-    patch tokens after each block; macs in all, of them clustering; images, correct: of the test; agree: answers that
-    are the base model's, off the shelf alone; images_per_second, train_images, epochs: of the fine-tuning.
+    setting: SHELF or TUNED; model: which one, in words; method: a name of `deit.methods`, "base" or "strided"; budget:
+    the share of the base's MACs that the schedule was made for, None for base and strided; seed: of the fine-tuning,
+    None off the shelf; tokens: patch tokens after each block; gmacs in all, of them clustering; images, correct: of the
+    test; agree: answers that are the base model's, off the shelf alone; train_images, epochs, images_per_second: of the
+    fine-tuning.
     """
 
     setting: str

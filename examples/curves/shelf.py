@@ -39,7 +39,8 @@ def measure(
         )
     return [
         Point(
-            SHELF, subject.name, row.name.split("@")[0], row.label, budget_of.get(row.name), None, " ".join(map(str, row.tokens)),
+            SHELF, subject.name, row.name.split("@")[0], row.label, budget_of.get(row.name), None,
+            " ".join(map(str, row.tokens)),
             row.macs.base / 1e9, row.macs.total / 1e9, row.macs.clustering / 1e9, seen.images, row.correct, row.agree,
         )
         for row in rows
