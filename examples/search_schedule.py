@@ -1,10 +1,11 @@
 """Searches the tokens that each block keeps, under a budget of MACs, and writes them as a schedule file.
 
 Two ways. "error", without training: what every block's tokens would lose at every number of clusters is measured on
-calibration images in one pass, and the schedule of least summed error is solved for. "soft": PoWER-BERT's, which the
-Token Pooling paper used; weights by rank of significance are learned with a penalty (examples/deit/soft.py), and the
-numbers of tokens that come out are scaled by one factor to the budget. Without arguments: the small DeiT of this
-repository on images that `deit_eval.py` does not evaluate. More:
+calibration images in one pass, and the schedule of least summed error is solved for, block l weighing 1 / l: what is
+lost early is lost to all blocks that follow. "soft": PoWER-BERT's, which the Token Pooling paper used; weights by rank
+of significance are learned with a penalty (examples/deit/soft.py), and the numbers of tokens that come out are scaled
+by one factor to the budget. Without arguments: the small DeiT of this repository on images that `deit_eval.py` does not
+evaluate. More:
 
     python examples/search_schedule.py --budget 0.65 --output runs/schedule.json
     python examples/deit_eval.py --schedule runs/schedule.json
@@ -53,6 +54,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the order of images in the soft search")
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--weights", choices=("depth", "equal"), default="depth", help="of the blocks' errors: 1 / l, l from 1, or 1"
+    )
     soft = parser.add_argument_group("soft")
     soft.add_argument("--steps", type=int, default=200)
     soft.add_argument("--lr", type=float, default=0.02, help="of the weights by rank")
@@ -106,8 +110,10 @@ def by_error(
     with tqdm(total=len(numbers), unit="img", mininterval=0.5) as bar:
         loaded = calibration(batches(source, subject.transform, chunks, 0), device, bar)
         errors = tpkernels.reconstruction_errors(subject.model, (images for images, _ in loaded))
+    if args.weights == "depth":
+        errors = errors / torch.arange(1, len(errors) + 1)[:, None]
     tokens = tpkernels.solve_schedule(errors, subject.model, args.budget, layers=args.layers)
-    print(f"summed error    {summed(errors, tokens):.4f} of the tokens' variance, all blocks")
+    print(f"summed error    {summed(errors, tokens):.4f} of the tokens' variance, all blocks, weights {args.weights}")
     try:
         constant = tpkernels.resolve_budget(subject.model, args.budget, args.layers)
     except ValueError as unreachable:
@@ -183,7 +189,8 @@ def main(argv: list[str] | None = None) -> None:
 def facts(args: argparse.Namespace, subject: Subject, tokens: list[int], images: int) -> dict[str, Any]:
     """What the file says of its making."""
     macs = tpkernels.count_macs(subject.model, tokens)
-    soft = ("steps", "lr", "penalty", "model_lr", "seed", "batch_size") if args.way == "soft" else ()
+    soft = ("steps", "lr", "penalty", "model_lr", "seed", "batch_size")
+    own = soft if args.way == "soft" else ("weights",)
     return {
         "way": args.way,
         "method": "ward",
@@ -194,7 +201,7 @@ def facts(args: argparse.Namespace, subject: Subject, tokens: list[int], images:
         "model": subject.name,
         "data": args.data.name,
         "images": images,
-        **{name: getattr(args, name) for name in soft},
+        **{name: getattr(args, name) for name in own},
         "versions": f"torch {torch.__version__}, tpkernels {tpkernels.__version__}",
     }
 

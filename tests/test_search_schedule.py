@@ -56,7 +56,7 @@ def test_the_schedule_of_least_error_is_evaluated(
     assert search(checkpoint, path, "--budget", "0.7") == found
     macs = tpkernels.count_macs(make_model(), found.tokens)
     assert 0.65 < macs.ratio <= 0.7 and found.facts["macs"] == macs.total and found.num_patches == 49
-    assert found.facts["way"] == "error" and found.facts["images"] == 12
+    assert found.facts["way"] == "error" and found.facts["images"] == 12 and found.facts["weights"] == "depth"
     said = capsys.readouterr().out
     lines = {line.split("  ")[0]: line for line in said.splitlines()}
     assert " ".join(map(str, found.tokens)) in lines["schedule"]
@@ -68,6 +68,20 @@ def test_the_schedule_of_least_error_is_evaluated(
     deit_eval.main([*options, "--schedule", str(path)])
     rows = json.loads((tmp_path / "eval" / "rows.json").read_text())["rows"]
     assert rows[1]["tokens_per_block"] == list(found.tokens)
+
+
+def test_blocks_weigh_less_with_depth_unless_told(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved: list[torch.Tensor] = []
+    solve = tpkernels.solve_schedule
+    monkeypatch.setattr(tpkernels, "solve_schedule", lambda x, *a, **k: solved.append(x) or solve(x, *a, **k))
+    for weights in ("equal", "depth"):
+        search(checkpoint, tmp_path / "schedule.json", "--weights", weights)
+    # The first of each run only looks at the arguments.
+    equal, depth = solved[1], solved[3]
+    assert float(equal[:, 0].min()) == pytest.approx(1)
+    torch.testing.assert_close(depth, torch.stack([row / (i + 1) for i, row in enumerate(equal)]))
 
 
 def test_layers_that_may_pool(checkpoint: Path, tmp_path: Path) -> None:

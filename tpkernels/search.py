@@ -45,7 +45,7 @@ def solve_schedule(
     Args:
         errors: [L, N] float; `errors[l, k - 1]` is what block l loses where k of its N patch tokens go on, as
             `reconstruction_errors` measures it. Every block pays for the tokens that it works with, also one that
-            does not pool itself.
+            does not pool itself. Multiply rows to weigh blocks; `examples/search_schedule.py` divides row l by l.
         model_or_shape: what `count_macs` takes, of L blocks and N patch tokens.
         budget: share of the unpooled model's MACs in (0, 1], clustering counted.
         layers: 0-based blocks that may pool; every block where None.
