@@ -3,6 +3,7 @@
 Without arguments: the small DeiT of this repository on its Fashion-MNIST test images, on the CPU. More:
 
     python examples/deit_eval.py --method ward bipartite --keep 0.5 --layers 2 5 8
+    python examples/search_schedule.py && python examples/deit_eval.py --schedule runs/schedule.json
     python examples/deit_eval.py --model deit_small_patch16_224 --data imagenet/val --device cuda --dtype bfloat16
     torchrun --nproc-per-node 2 examples/deit_eval.py --limit 2000
 """
@@ -60,6 +61,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--layers", nargs="+", type=int, help="0-based blocks that pool; default: 3 6 9 of 12")
     parser.add_argument("--budget", type=float, help="share of the base's MACs, Ward's clustering counted; not --keep")
+    parser.add_argument("--schedule", type=Path, help="file of search_schedule.py; not --keep, --budget or --layers")
     parser.add_argument("--batch-size", type=int, help="default: 50 on a CPU, 256 on a GPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -69,6 +71,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.keep and args.budget is not None:
         parser.error("--keep and --budget exclude each other")
+    if args.schedule is not None and (args.keep or args.layers or args.budget is not None):
+        parser.error("--schedule excludes --keep, --budget and --layers")
     for name in ("limit", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
@@ -139,7 +143,7 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, ImageSet, list[Row], Wor
     check_classes(subject, source)
     world = join(device)
     model = subject.model.to(world.device, getattr(torch, args.dtype))
-    tokens = tokens_per_block(model, args.keep, args.budget, args.layers)
+    tokens = tokens_per_block(model, args.keep, args.budget, args.layers, args.schedule)
     return subject, source, build_rows(model, methods, tokens, args.compile), world
 
 

@@ -37,6 +37,11 @@ SIGNATURES = {
     "count_macs": "(model_or_shape, schedule=None, *, method='ward', init='ward', max_iter=5, position='attention')",
     "tokens_kept": "(keep, n)",
     "resolve_keep": "(keep, depth, num_patches, layers=None)",
+    "reconstruction_errors": "(model, batches, *, relative=True, backend='auto')",
+    "solve_schedule": "(errors, model_or_shape, budget, *, layers=None, method='ward', init='ward', max_iter=5, "
+    "position='attention')",
+    "save_schedule": "(path, tokens, *, num_patches, **facts)",
+    "load_schedule": "(path)",
 }
 TOKEN_POOL = (
     "(keep, method='ward', *, init='ward', output='mean', max_iter=5, weighted=False, num_prefix_tokens=1, "
@@ -97,7 +102,7 @@ def test_fields(name: str) -> None:
 
 def test_all_is_sorted_complete_and_true() -> None:
     assert tpkernels.__all__ == sorted(set(tpkernels.__all__))
-    promised = {*SIGNATURES, *FIELDS, "TokenPool", "Macs", "ViTShape", "resolve_budget"}
+    promised = {*SIGNATURES, *FIELDS, "TokenPool", "Macs", "ViTShape", "Schedule", "resolve_budget"}
     assert promised <= set(tpkernels.__all__)
     bound = {
         name
@@ -188,7 +193,7 @@ def test_every_module_and_public_definition_has_a_docstring() -> None:
         tree = ast.parse(path.read_text())
         if not ast.get_docstring(tree):
             missing.append(path.name)
-        if path.name in ("functional.py", "modules.py", "reference.py", "schedules.py", "macs.py"):
+        if path.name in ("functional.py", "modules.py", "reference.py", "schedules.py", "macs.py", "search.py"):
             definitions = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
             bare = [n.name for n in definitions if not n.name.startswith("_") and not ast.get_docstring(n)]
             missing += [f"{path.name}: {name}" for name in bare]

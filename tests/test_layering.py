@@ -21,13 +21,25 @@ MAY_IMPORT = {
     "shapes": set(),
     "macs": {"shapes"},
     "schedules": {"shapes", "macs"},
+    "schedule_file": {"shapes"},
+    "paths": {"shapes", "macs"},
+    "search": {"shapes", "schedules", "paths"},
     "reference": set(),
     "checks": {"ops"},
     "functional": {"ops", "checks"},
     "modules": {"ops", "checks", "functional", "schedules"},
-    "integrations": {"shapes", "macs", "schedules", "checks", "functional", "modules"},
+    "integrations": {"shapes", "macs", "schedules", "schedule_file", "checks", "functional", "modules"},
     "env": {"ops"},
-    "__init__": {"shapes", "macs", "schedules", "functional", "modules", "integrations"},
+    "__init__": {
+        "shapes",
+        "macs",
+        "schedules",
+        "schedule_file",
+        "search",
+        "functional",
+        "modules",
+        "integrations",
+    },
 }
 # Packages from elsewhere that a room may import; every room may import the standard library.
 FOREIGN = {
@@ -36,6 +48,7 @@ FOREIGN = {
     "shapes": set(),
     "macs": set(),
     "schedules": set(),
+    "schedule_file": set(),
 }
 
 

@@ -19,10 +19,12 @@ from .functional import (
     unpool,
     ward,
 )
-from .integrations import Summary, Trace, patch, schedule_of, summary, trace, unpatch
+from .integrations import Summary, Trace, patch, reconstruction_errors, schedule_of, summary, trace, unpatch
 from .macs import Macs, count_macs
 from .modules import PoolInfo, TokenPool
+from .schedule_file import Schedule, load_schedule, save_schedule
 from .schedules import resolve_budget, resolve_keep, tokens_kept
+from .search import solve_schedule
 from .shapes import ViTShape
 
 try:
@@ -35,6 +37,7 @@ __all__ = [
     "Clusters",
     "Macs",
     "PoolInfo",
+    "Schedule",
     "Summary",
     "TokenPool",
     "Trace",
@@ -47,12 +50,16 @@ __all__ = [
     "explain_backend",
     "kmeans",
     "kmedoids",
+    "load_schedule",
     "medoid_update",
     "pairwise_sqdist",
     "patch",
+    "reconstruction_errors",
     "resolve_budget",
     "resolve_keep",
+    "save_schedule",
     "schedule_of",
+    "solve_schedule",
     "summary",
     "tokens_kept",
     "trace",

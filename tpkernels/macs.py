@@ -130,24 +130,55 @@ def clustering_macs(
     k, max_iter = check_integer("k", k, 1), check_integer("max_iter", max_iter, 0)
     if k > n:
         raise ValueError(f"k must be at most n = {n}, got {k}")
-    if k == n or method in ("topk", "importance", "random"):
-        return 0
+    return int(_clustering(n, k, dim, method, init, max_iter))
+
+
+def block_macs(
+    shape: ViTShape,
+    n_in: int,
+    n_out: Any,
+    *,
+    method: str = "ward",
+    init: str | Sequence[int] = "ward",
+    max_iter: int = 5,
+    position: str = "attention",
+) -> Any:
+    """MACs of one block, its clustering included, for many counts at once; what a search over schedules asks for.
+
+    Args:
+        shape: the model that the block is of.
+        n_in: patch tokens that come.
+        n_out: an int, or an int64 tensor or array of counts in [1, n_in]: patch tokens that leave. Not checked.
+        method, init, max_iter, position: as `count_macs` takes them.
+
+    Returns:
+        MACs, of the kind of `n_out`: for each count the sum of what `count_macs` lists for such a block.
+    """
+    mlp = _mlp(shape, n_out if position == "attention" else n_in)
+    return _attention(shape, n_in) + mlp + _clustering(n_in, n_out, shape.dim, method, init, max_iter)
+
+
+def _clustering(n: int, k: Any, dim: int, method: str, init: str | Sequence[int], max_iter: int) -> Any:
+    """`clustering_macs` of checked arguments: of an int k, or of many at once."""
+    # Multiplied by `k < n`, since many k have no one branch to take; k * 0 keeps their kind.
+    if method in ("topk", "importance", "random"):
+        return k * 0
     means = n * dim
     if method == "grid":
-        return means
+        return (k < n) * means
     if method == "bipartite":
         return _bipartite(n, k, dim)
     gram = n * n * dim
     ward = _lance_williams(n, k) + means
     if method == "ward":
-        return gram + ward
+        return (k < n) * (gram + ward)
     start = init if isinstance(init, str) else "given"
     if start == "auto":
         start = "ward" if n <= WARD_TOKENS else "farthest"
     if method == "kmedoids":
-        return gram + max_iter * means + means + (ward if start == "ward" else 0)
+        return (k < n) * (gram + max_iter * means + means + (ward if start == "ward" else 0))
     lloyd = (max_iter + 1) * n * k * dim + max_iter * means + means
-    return lloyd + {"ward": gram + ward, "farthest": k * means}.get(start, 0)
+    return (k < n) * (lloyd + {"ward": gram + ward, "farthest": k * means}.get(start, 0))
 
 
 def _attention(shape: ViTShape, patches: int) -> int:
@@ -155,22 +186,23 @@ def _attention(shape: ViTShape, patches: int) -> int:
     return 4 * tokens * shape.dim**2 + 2 * tokens**2 * shape.dim
 
 
-def _mlp(shape: ViTShape, patches: int) -> int:
+def _mlp(shape: ViTShape, patches: Any) -> Any:
     # Rounded once, so that a hidden size read from a model comes back whole.
     return (patches + shape.num_prefix_tokens) * round(2 * shape.mlp_ratio * shape.dim**2)
 
 
-def _lance_williams(n: int, k: int) -> int:
+def _lance_williams(n: int, k: Any) -> Any:
     # (n - k) and (n + k - 3) differ in parity, so the half is exact.
     return 3 * ((n - k) * (n + k - 3) // 2)
 
 
-def _bipartite(n: int, k: int, dim: int) -> int:
-    macs, tokens = 0, n
-    while tokens > k:
+def _bipartite(n: int, k: Any, dim: int) -> Any:
+    macs, tokens = k * 0, n
+    # A round leaves half of its tokens, rounded down, but for the last one, which leaves k.
+    while tokens > 1:
         sources = (tokens + 1) // 2
-        macs += sources * (tokens - sources) * dim + tokens * dim
-        tokens -= min(tokens - k, sources)
+        macs = macs + (k < tokens) * (sources * (tokens - sources) * dim + tokens * dim)
+        tokens -= sources
     return macs
 
 

@@ -69,7 +69,7 @@ def resolve_keep(
             raise ValueError(f"keep must have {depth} entries, one per block, got {len(keep)}")
         per_block = [None if k is None else _check_keep(f"keep[{i}]", k) for i, k in enumerate(keep)]
     else:
-        pooled = _check_layers(layers, depth)
+        pooled = check_layers(layers, depth)
         ratio_or_count = _check_keep("keep", keep)
         per_block = [ratio_or_count if layer in pooled else None for layer in range(depth)]
     schedule = []
@@ -108,11 +108,8 @@ def resolve_budget(
         ValueError: a budget out of range, or less than any ratio reaches (the message names the least that one does).
     """
     shape = vit_shape(model_or_shape)
-    if isinstance(budget, bool) or not isinstance(budget, Real):
-        raise TypeError(f"budget must be a number in (0, 1], got {budget!r}")
-    if not 0 < budget <= 1:
-        raise ValueError(f"budget must be a number in (0, 1], got {budget}")
-    pooled = sorted(_check_layers(layers, shape.depth))
+    budget = check_budget(budget)
+    pooled = sorted(check_layers(layers, shape.depth))
 
     def price(ratio: float) -> tuple[float, list[int]]:
         schedule = resolve_keep(ratio, shape.depth, shape.num_patches, pooled)
@@ -144,22 +141,17 @@ def resolve_budget(
     return max(fitting, key=lambda candidate: candidate[0])[1]
 
 
-def _check_keep(name: str, keep: object) -> float | int:
-    """Returns an int count or a float ratio; numpy's scalars are taken for what they are."""
-    expected = "a ratio (float) in (0, 1] or a count (int) of at least 1"
-    if isinstance(keep, bool) or not isinstance(keep, Real):
-        raise TypeError(f"{name} must be {expected}, got {keep!r}")
-    if isinstance(keep, Integral):
-        if keep < 1:
-            raise ValueError(f"{name} must be {expected}, got {keep}")
-        return int(keep)
-    # Not a comparison that NaN passes.
-    if not 0 < float(keep) <= 1:
-        raise ValueError(f"{name} must be {expected}, got {keep}")
-    return float(keep)
+def check_budget(budget: object) -> float:
+    """Returns `budget`, a share of a model's MACs in (0, 1]; raises where it is no number (TypeError) or another."""
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        raise TypeError(f"budget must be a number in (0, 1], got {budget!r}")
+    if not 0 < float(budget) <= 1:
+        raise ValueError(f"budget must be a number in (0, 1], got {budget}")
+    return float(budget)
 
 
-def _check_layers(layers: Collection[int] | None, depth: int) -> set[int]:
+def check_layers(layers: Collection[int] | None, depth: int) -> set[int]:
+    """Returns the 0-based blocks that may pool, all where None; raises TypeError or ValueError where they are none."""
     if layers is None:
         return set(range(depth))
     expected = f"distinct 0-based blocks in [0, {depth - 1}]"
@@ -173,3 +165,18 @@ def _check_layers(layers: Collection[int] | None, depth: int) -> set[int]:
             raise ValueError(f"layers must be {expected}, got {layer}{' twice' if int(layer) in pooled else ''}")
         pooled.add(int(layer))
     return pooled
+
+
+def _check_keep(name: str, keep: object) -> float | int:
+    """Returns an int count or a float ratio; numpy's scalars are taken for what they are."""
+    expected = "a ratio (float) in (0, 1] or a count (int) of at least 1"
+    if isinstance(keep, bool) or not isinstance(keep, Real):
+        raise TypeError(f"{name} must be {expected}, got {keep!r}")
+    if isinstance(keep, Integral):
+        if keep < 1:
+            raise ValueError(f"{name} must be {expected}, got {keep}")
+        return int(keep)
+    # Not a comparison that NaN passes.
+    if not 0 < float(keep) <= 1:
+        raise ValueError(f"{name} must be {expected}, got {keep}")
+    return float(keep)

@@ -6,11 +6,13 @@ import copy
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
 
 import tpkernels
+from tpkernels.schedule_file import read_tokens
 from tpkernels.schedules import resolve_budget, resolve_keep
 
 from .methods import BASE_LABEL, Method
@@ -39,7 +41,11 @@ class Row:
 
 
 def tokens_per_block(
-    model: nn.Module, keep: Sequence[float] | None, budget: float | None, layers: Sequence[int] | None
+    model: nn.Module,
+    keep: Sequence[float] | None,
+    budget: float | None,
+    layers: Sequence[int] | None,
+    schedule: Path | None = None,
 ) -> list[int]:
     """Patch tokens left after each block, the same for every row.
 
@@ -48,13 +54,17 @@ def tokens_per_block(
         keep: one ratio or count for all layers, or one for each; None for 0.7.
         budget: share of the base model's MACs instead of `keep`, with Ward's clustering counted.
         layers: 0-based blocks that pool; None for those at a quarter, a half and three quarters of the depth.
+        schedule: a file that says it all, in place of the other three.
 
     Raises:
+        OSError: the schedule file cannot be read.
         ValueError: an argument is out of range, or there are not as many `keep` as layers.
         TypeError: the model is none that can be pooled.
     """
     shape = tpkernels.count_macs(model).per_layer
     depth, patches = len(shape), shape[0].tokens_in
+    if schedule is not None:
+        return read_tokens(schedule, depth, patches)
     if layers is None:
         layers = sorted({depth * quarter // 4 for quarter in (1, 2, 3)})
     if budget is not None:

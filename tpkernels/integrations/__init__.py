@@ -1,8 +1,9 @@
 """Token Pooling in models that exist: found by their structure, changed reversibly."""
 
+from .calibration import reconstruction_errors
 from .patch import patch, unpatch
 from .patched import schedule_of, summary, trace
 from .report import Summary
 from .source_map import Trace
 
-__all__ = ["Summary", "Trace", "patch", "schedule_of", "summary", "trace", "unpatch"]
+__all__ = ["Summary", "Trace", "patch", "reconstruction_errors", "schedule_of", "summary", "trace", "unpatch"]

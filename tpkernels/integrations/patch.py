@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from torch import nn
 from .. import checks
 from ..macs import POSITIONS
 from ..modules import PRUNERS, TokenPool
+from ..schedule_file import read_tokens
 from ..schedules import resolve_budget, resolve_keep
 from ..shapes import ViTShape
 from .blocks import install, plan_of, uninstall
@@ -21,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def patch(
     model: Model,
-    keep: float | int | Sequence[float | int | None] | None = None,
+    keep: float | int | str | os.PathLike[str] | Sequence[float | int | None] | None = None,
     *,
     layers: Collection[int] | None = None,
     budget: float | None = None,
@@ -46,7 +48,8 @@ def patch(
 
     Args:
         model: a vision transformer; its library need not be installed where only the structure is the same.
-        keep: a ratio (float) or count (int) for every block in `layers`, or a list with one per block (None: none).
+        keep: a ratio (float) or count (int) for every block in `layers`, or a list with one per block (None: none);
+            or the path (str or os.PathLike) of a schedule file that `save_schedule` wrote for such a model.
         layers: 0-based blocks that pool; every block where None.
         budget: instead of `keep`, the share of the model's MACs to spend, clustering counted.
         method, init, output, max_iter, min_tokens, backend: as TokenPool takes them.
@@ -65,12 +68,17 @@ def patch(
     Raises:
         TypeError: a model of unsupported structure (the message names its class and what is supported), or an argument
             of the wrong type. The model is unchanged then.
-        ValueError: an argument out of range, `keep` and `budget` both or neither given, or `restore` with a method that
-            drops tokens. The model is unchanged then.
+        OSError: a schedule file that cannot be read. The model is unchanged then.
+        ValueError: an argument out of range, a schedule file that is none or does not fit the model, `keep` and
+            `budget` both or neither given, or `restore` with a method that drops tokens. The model is unchanged then.
     """
     family, container, shape, returns_tuples = read_model(model)
     checks.one_of("position", position, POSITIONS)
-    if keep is not None and budget is None:
+    if isinstance(keep, (str, os.PathLike)) and budget is None:
+        if layers is not None:
+            raise ValueError(f"layers must be None beside a schedule file, which names its own blocks, got {layers!r}")
+        schedule = read_tokens(keep, shape.depth, shape.num_patches)
+    elif keep is not None and budget is None:
         schedule = resolve_keep(keep, shape.depth, shape.num_patches, layers)
     elif budget is not None and keep is None:
         options: dict[str, Any] = {"method": method, "init": init, "max_iter": max_iter, "position": position}

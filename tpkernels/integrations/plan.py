@@ -64,6 +64,10 @@ class Family:
         """The MLP half of a block from its own submodules, without the residual connection."""
         raise NotImplementedError
 
+    def norm2(self, block: Any) -> nn.Module:
+        """The normalisation before the MLP: what it is given are the tokens that the block would pool."""
+        raise NotImplementedError
+
     def guarded(self, model: nn.Module) -> list[nn.Module]:
         """The modules whose calls `check_call` looks at."""
         return []

@@ -68,6 +68,9 @@ class Timm(Family):
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return _drop_path(block, 2)(optional(block, "ls2")(block.mlp(block.norm2(x))))
 
+    def norm2(self, block: Any) -> nn.Module:
+        return block.norm2
+
     def guarded(self, model: nn.Module) -> list[nn.Module]:
         return [model]
 

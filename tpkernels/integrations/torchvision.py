@@ -52,3 +52,6 @@ class Torchvision(Family):
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return block.mlp(block.ln_2(x))
+
+    def norm2(self, block: Any) -> nn.Module:
+        return block.ln_2

@@ -91,6 +91,9 @@ class Transformers(Family):
             update = optional(block, name)(update)
         return update
 
+    def norm2(self, block: Any) -> nn.Module:
+        return _first(block, *_NORM2)
+
     def guarded(self, model: nn.Module) -> list[nn.Module]:
         """Every model on the way from this one to the layers: each collects outputs of its own."""
         layers = self.find(model)
