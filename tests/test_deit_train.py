@@ -26,6 +26,8 @@ from deit.strided import reduce_by_convolution, strided_macs
 from PIL import Image
 from training import augment, loop, sources, state
 
+import tpkernels
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WORLD = World(0, 1, torch.device("cpu"))
 TINY = ["--patch", "7", "--dim", "24", "--batch-size", "16", "--limit", "64", "--test-limit", "32"]
@@ -166,6 +168,17 @@ def test_fine_tuning_at_another_grid_says_so(data: Path, tmp_path: Path) -> None
     config, _, facts = read_weights(tmp_path / "run" / "model.safetensors")
     assert config.patch_size == 7
     assert facts["finetuned"].startswith("top-K") and facts["tokens"] == [16, 16, 16, 11, 11, 11, 8, 8, 8, 6, 6, 6]
+
+
+def test_a_schedule_file_is_what_is_trained(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = [16, 12, 12, *[7] * 9]
+    tpkernels.save_schedule(tmp_path / "fits.json", tokens, num_patches=16)
+    train(data, tmp_path / "run", "--epochs", "1", "--method", "ward", "--schedule", str(tmp_path / "fits.json"))
+    assert read_weights(tmp_path / "run" / "model.safetensors")[2]["tokens"] == tokens
+    tpkernels.save_schedule(tmp_path / "other.json", [9, 4], num_patches=9)
+    common = ["--data", str(data), "--output", str(tmp_path / "no"), *TINY, "--method", "ward", "--schedule"]
+    assert "other.json must fit a model of 12 blocks" in failure(capsys, *common, str(tmp_path / "other.json"))
+    assert "none.json" in failure(capsys, *common, str(tmp_path / "none.json"))
 
 
 def test_strided_convolution_starts_as_average_pooling() -> None:
