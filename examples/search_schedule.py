@@ -52,14 +52,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", type=int, help="0-based blocks that may pool; default: every block")
     parser.add_argument("--output", type=Path, default=Path("runs/schedule.json"), help="the schedule file")
     parser.add_argument("--seed", type=int, default=0, help="of the order of images in the soft search")
-    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--weights", choices=("depth", "equal"), default="depth", help="of the blocks' errors: 1 / l, l from 1, or 1"
     )
     soft = parser.add_argument_group("soft")
-    soft.add_argument("--steps", type=int, default=200)
-    soft.add_argument("--lr", type=float, default=0.02, help="of the weights by rank")
+    soft.add_argument("--steps", type=int, default=80)
+    soft.add_argument("--lr", type=float, default=0.03, help="of the weights by rank")
     soft.add_argument("--penalty", type=float, default=3e-5, help="of each rank kept, times the block's number from 1")
     soft.add_argument("--model-lr", type=float, default=0.0, help="of the model's own weights; 0: frozen")
     args = parser.parse_args(argv)

@@ -280,3 +280,14 @@ def odd_head():
 def test_a_model_that_cannot_be_read_is_named(model, reason):
     with pytest.raises(TypeError, match=rf"model_or_shape must be a ViTShape or a vision transformer .*{reason}"):
         count_macs(model)
+
+
+@pytest.mark.parametrize("n", [1, 2, 11, 12, 50])
+def test_bipartite_pays_for_every_round_until_k_are_left(n):
+    for k in range(1, n + 1):
+        macs, left = 0, n
+        while left > k:
+            sources = math.ceil(left / 2)
+            macs += sources * (left // 2) * 7 + left * 7
+            left = max(k, left - sources)
+        assert clustering_macs(n, k, 7, method="bipartite") == macs, k

@@ -103,7 +103,8 @@ def test_what_does_not_fit_changes_nothing(timm: ModuleType, tmp_path: Path) -> 
     assert facts(model) == before
 
 
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path = tmp_path / "schedule.json"
     save_schedule(path, TOKENS, num_patches=64, method="ward")
     old = path.read_bytes()
@@ -116,10 +117,10 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match=r"facts must be JSON values"):
         save_schedule(path, TOKENS, num_patches=64, error=float("nan"))
 
-    def full(_: int) -> None:
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="No space left"):
         save_schedule(path, [64, 1, 1, 1], num_patches=64)
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]

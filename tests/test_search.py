@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tpkernels import ViTShape, count_macs, resolve_keep, solve_schedule
-from tpkernels.paths import block_table
+from tpkernels.paths import all_paths, block_table
+from tpkernels.search import walk
 
 SMALL = ViTShape(depth=3, dim=8, num_patches=8, patch_dim=12, num_classes=5)
 DEIT_S = ViTShape(depth=12, dim=384, num_patches=196)
@@ -101,6 +102,27 @@ def test_the_best_of_every_schedule_where_the_hull_has_it(layers: list[int] | No
             reached += got <= best + 1e-9
     # The hull has the best often enough to have been tested, and filling the budget finds most of the rest.
     assert seen >= 12 and reached >= 0.8 * tried
+
+
+@pytest.mark.parametrize("layers", [[0, 1, 2], [0, 2], [1]], ids=str)
+def test_the_walk_alone_finds_the_hull(layers: list[int]) -> None:
+    schedules = every_schedule(SMALL, layers)
+    costs = [count_macs(SMALL, schedule).ratio for schedule in schedules]
+    for seed in range(6):
+        errors = falling_errors(seed, SMALL.depth, SMALL.num_patches)
+        found = all_paths(errors, SMALL, layers, method="ward")
+        lost = [error_of(errors, schedule) for schedule in schedules]
+        for weight, price in ((0.0, 1.0), (1.0, 0.0), (1.0, 0.3), (1.0, 2.0), (1.0, 9.0)):
+            least = found.schedule(found.least(weight, price))
+            values = [weight * error + price * cost for error, cost in zip(lost, costs, strict=True)]
+            assert values[schedules.index(least)] == pytest.approx(min(values), rel=1e-12)
+        corners = hull(list(zip(costs, lost, strict=True)))
+        cheapest = found.least(0.0, 1.0)
+        for cost, error in corners:
+            # At a corner's own cost it is affordable, and just below it the one before it is.
+            assert found.error(walk(found, cheapest, cost)) == pytest.approx(error)
+        for (_, error), (cost, _) in itertools.pairwise(corners):
+            assert found.error(walk(found, cheapest, cost - 1e-9)) == pytest.approx(error)
 
 
 @pytest.mark.parametrize("method", ["ward", "kmeans", "topk", "bipartite"])

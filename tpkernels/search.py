@@ -79,12 +79,12 @@ def solve_schedule(
             f"budget must be at least {math.ceil(reached * 1e4) / 1e4:.4f}, the least that pooling at layers {pooled} "
             f"with method {method!r} reaches, got {budget}"
         )
-    starts = [_walk(paths, cheapest, budget), *_constant(paths, shape, pooled, budget)]
+    starts = [walk(paths, cheapest, budget), *_constant(paths, shape, pooled, budget)]
     best = min((_fill(paths, start, budget) for start in starts), key=paths.error)
     return paths.schedule(best)
 
 
-def _walk(paths: Paths, cheapest: Tensor, budget: float) -> Tensor:
+def walk(paths: Paths, cheapest: Tensor, budget: float) -> Tensor:
     """The path of least error within the budget among those of the lower convex hull of (MACs, error).
 
     Two paths of the hull, one on each side of the budget, give the price at which they are worth the same; the best

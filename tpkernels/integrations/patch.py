@@ -74,12 +74,11 @@ def patch(
     """
     family, container, shape, returns_tuples = read_model(model)
     checks.one_of("position", position, POSITIONS)
-    if isinstance(keep, (str, os.PathLike)) and budget is None:
-        if layers is not None:
-            raise ValueError(f"layers must be None beside a schedule file, which names its own blocks, got {layers!r}")
-        schedule = read_tokens(keep, shape.depth, shape.num_patches)
-    elif keep is not None and budget is None:
-        schedule = resolve_keep(keep, shape.depth, shape.num_patches, layers)
+    if keep is not None and budget is None:
+        if isinstance(keep, (str, os.PathLike)):
+            schedule = _read_schedule(keep, shape, layers)
+        else:
+            schedule = resolve_keep(keep, shape.depth, shape.num_patches, layers)
     elif budget is not None and keep is None:
         options: dict[str, Any] = {"method": method, "init": init, "max_iter": max_iter, "position": position}
         schedule = resolve_budget(shape, budget, layers, **options)
@@ -138,6 +137,12 @@ def unpatch(model: Model) -> Model:
     family.give_back(model)
     uninstall(container)
     return model
+
+
+def _read_schedule(path: str | os.PathLike[str], shape: ViTShape, layers: Collection[int] | None) -> list[int]:
+    if layers is not None:
+        raise ValueError(f"layers must be None beside a schedule file, which names its own blocks, got {layers!r}")
+    return read_tokens(path, shape.depth, shape.num_patches)
 
 
 def _remove_guards(module: nn.Module) -> None:
