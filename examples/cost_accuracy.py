@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from curves import picture, points, shelf, tuned
+from deit.arguments import CHECKPOINT, DATA, Parser
 from deit.checkpoint import CheckpointError
 from deit.data import DataError
 from deit.images import open_images
@@ -25,15 +26,14 @@ from deit.methods import METHODS, find_methods
 from deit.model import DeiT
 from deit.subjects import check_classes, load_small
 
-HERE = Path(__file__).resolve().parent
 BUDGETS = (0.45, 0.52, 0.58, 0.65, 0.75, 0.85)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("cost_accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ", ".join(method.name for method in METHODS)
-    parser.add_argument("--checkpoint", type=Path, default=HERE / "weights" / "deit_fashion.safetensors")
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "fashion-mnist-test-2000", help="IDX files")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--data", type=Path, default=DATA, help="IDX files")
     parser.add_argument("--method", nargs="+", metavar="NAME", help=f"{names} (default: all)")
     parser.add_argument("--budget", nargs="+", type=float, default=list(BUDGETS), help="shares of the base's MACs")
     parser.add_argument("--layers", nargs="+", type=int, help="0-based blocks that pool; default: 3 6 9 of 12")

@@ -15,9 +15,9 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 import torch
+from deit.arguments import CHECKPOINT, DATA, Parser, find_device, ratio_or_count
 from deit.checkpoint import CheckpointError
 from deit.data import DataError
 from deit.distributed import World, join
@@ -32,21 +32,8 @@ from tqdm import tqdm
 
 import tpkernels
 
-HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE / "weights" / "deit_fashion.safetensors"
-DATA = HERE / "data" / "fashion-mnist-test-2000"
 # What two CPU cores evaluate in well under two minutes.
 SHIPPED_LIMIT = 1000
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def ratio_or_count(text: str) -> float:
-    """A count where `text` is an integer, a ratio otherwise."""
-    return int(text) if text.isdigit() else float(text)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -79,19 +66,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.workers is not None and args.workers < 0:
         parser.error(f"--workers must be at least 0, got {args.workers}")
     return args
-
-
-def find_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device expects cpu or cuda, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device expects cpu or cuda, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"--device {name} is not there: torch {torch.__version__} sees {found} GPUs; use --device cpu")
-    return device
 
 
 def describe(

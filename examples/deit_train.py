@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 import torch
+from deit.arguments import find_device
 from deit.checkpoint import CheckpointError
 from deit.data import DataError
 from deit.distributed import World, join
@@ -39,9 +40,7 @@ def prepare(args: Any) -> tuple[Run, nn.Module | None, Source, World]:
     Raises:
         CheckpointError, DataError, OSError, ValueError, TypeError: with a message for the user.
     """
-    device = torch.device(args.device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device expects cpu or cuda, got {args.device!r}")
+    device = find_device(args.device)
     model, transform = build_model(args)
     source = open_source(args, model, transform)
     world = join(device)

@@ -21,12 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from deit.arguments import CHECKPOINT, DATA, Parser, find_device
 from deit.checkpoint import CheckpointError
 from deit.data import DataError
 from deit.images import evenly_spaced, open_images
 from deit.report import heading
 from deit.subjects import load_small
-from deit_eval import CHECKPOINT, DATA, Parser, find_device
 from retrieval import rivals
 from retrieval.compare import METHODS, compare, find_methods
 from retrieval.documents import Ragged, embed, join, load_pixels, other_view, pick

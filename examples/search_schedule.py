@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deit.arguments import CHECKPOINT, DATA, Parser, find_device
 from deit.checkpoint import CheckpointError
 from deit.data import DataError
 from deit.images import Batch, ImageSet, batches, evenly_spaced, open_images
 from deit.soft import fit_budget, learn_retention, tokens_retained
 from deit.subjects import Subject, check_classes, load_small, load_timm
-from deit_eval import CHECKPOINT, DATA, SHIPPED_LIMIT, Parser, find_device
+from deit_eval import SHIPPED_LIMIT
 from torch import Tensor
 from tqdm import tqdm
 

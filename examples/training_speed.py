@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from deit.arguments import CHECKPOINT, DATA
 from deit.checkpoint import CheckpointError
 from deit.data import DataError, load_idx
 from deit.methods import find_methods
@@ -25,13 +26,11 @@ from deit.subjects import load_small
 from torch import Tensor
 from training.sources import to_input
 
-HERE = Path(__file__).resolve().parent
-
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=HERE / "weights" / "deit_fashion.safetensors")
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "fashion-mnist-test-2000", help="IDX files")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--data", type=Path, default=DATA, help="IDX files")
     parser.add_argument("--method", nargs="+", default=["ward", "wk-medoids", "topk"], metavar="NAME")
     parser.add_argument("--budget", type=float, default=0.58)
     parser.add_argument("--layers", nargs="+", type=int)

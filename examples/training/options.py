@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from deit.arguments import Parser, ratio_or_count
 from deit.methods import METHODS
 
 # What may differ between a run and its continuation: where and how fast it runs, not what it computes.
 FREE = ("data", "output", "resume", "device", "workers", "test_limit", "eval_every", "init")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def ratio_or_count(text: str) -> float:
-    """A count where `text` is an integer, a ratio otherwise."""
-    return int(text) if text.isdigit() else float(text)
 
 
 def parse_args(description: str | None, argv: list[str] | None) -> argparse.Namespace:

@@ -1,0 +1,44 @@
+"""What the examples' command lines have in common."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[1]
+# The model and the images that come with the repository.
+CHECKPOINT = EXAMPLES / "weights" / "deit_fashion.safetensors"
+DATA = EXAMPLES / "data" / "fashion-mnist-test-2000"
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with one line where an argument is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def ratio_or_count(text: str) -> float:
+    """A count where `text` is an integer, a ratio otherwise."""
+    return int(text) if text.isdigit() else float(text)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of --device.
+
+    Raises:
+        ValueError: neither cpu nor cuda, or a GPU that is not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device expects cpu or cuda, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device expects cpu or cuda, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"--device {name} is not there: torch {torch.__version__} sees {found} GPUs; use --device cpu")
+    return device
