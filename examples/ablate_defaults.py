@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from deit.checkpoint import CheckpointError, write_atomically
 from deit.data import DataError
+from deit.document import write_document
 from deit.images import batches, evenly_spaced, open_images
 from deit.rows import twin
 from deit.subjects import load_small
@@ -37,7 +38,6 @@ SCHEDULES = {
     "0.5 at blocks 3, 6, 9": (0.5, (3, 6, 9)),
     "0.9 at every block": (0.9, None),
 }
-BEGIN, END = "<!-- begin: examples/ablate_defaults.py -->", "<!-- end -->"
 
 
 @dataclass
@@ -145,21 +145,6 @@ def table(rows: list[Variant]) -> str:
     return "\n".join(lines)
 
 
-def write_document(path: Path, text: str) -> None:
-    """Puts the table between the document's markers.
-
-    Raises:
-        ValueError: the document has no such markers.
-    """
-    document = path.read_text()
-    if document.count(BEGIN) != 1 or END not in document.split(BEGIN)[1]:
-        raise ValueError(f"--document: {path} must hold the lines {BEGIN} and {END}, once each")
-    before, rest = document.split(BEGIN)
-    after = rest.split(END, 1)[1]
-    content = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-    write_atomically(path, lambda temporary: temporary.write_text(content))
-
-
 def write_csv(path: Path, rows: list[Variant]) -> None:
     records = [row.record() for row in rows]
     text = io.StringIO(newline="")
@@ -188,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     write_csv(args.csv, rows)
     text = f"{rows[0].images:,} images of {args.data.name}, {subject.name}, torch {torch.__version__}.\n\n{table(rows)}"
     if args.document is not None:
-        write_document(args.document, text)
+        write_document(args.document, "examples/ablate_defaults.py", text)
     print(text)
 
 
