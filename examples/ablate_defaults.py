@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from deit.arguments import CHECKPOINT, DATA
 from deit.checkpoint import CheckpointError, write_atomically
 from deit.data import DataError
 from deit.document import write_document
@@ -31,7 +32,6 @@ from tqdm import tqdm
 
 import tpkernels
 
-HERE = Path(__file__).resolve().parent
 # 0-based blocks, and the share of the tokens that each of them keeps.
 SCHEDULES = {
     "0.7 at blocks 3, 6, 9": (0.7, (3, 6, 9)),
@@ -156,8 +156,8 @@ def write_csv(path: Path, rows: list[Variant]) -> None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=HERE / "weights" / "deit_fashion.safetensors")
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "fashion-mnist-test-2000")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--limit", type=int, help="evenly spaced images; default: all")
     parser.add_argument("--schedule", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), metavar="NAME")
     parser.add_argument("--csv", type=Path, default=Path("runs/defaults.csv"))

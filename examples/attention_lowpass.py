@@ -17,13 +17,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from deit.arguments import CHECKPOINT, DATA, Parser
 from deit.checkpoint import CheckpointError
 from deit.data import DataError
 from deit.document import around_marks, write_document
 from deit.images import batches, evenly_spaced, open_images
 from deit.report import heading
 from deit.subjects import Subject, load_small, load_timm
-from deit_eval import CHECKPOINT, DATA, Parser
 from lowpass.measure import curves, measure, summarise
 from lowpass.picture import draw
 from lowpass.record import find_blocks, record

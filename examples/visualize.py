@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from deit.arguments import CHECKPOINT, DATA
 from deit.checkpoint import CheckpointError
 from deit.data import DataError
 from deit.images import open_images
@@ -27,14 +28,13 @@ from matplotlib.collections import LineCollection
 
 import tpkernels
 
-HERE = Path(__file__).resolve().parent
 EDGE = "#e8590c"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=HERE / "weights" / "deit_fashion.safetensors")
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "fashion-mnist-test-2000")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--images", nargs="+", type=int, default=[0, 2, 18], help="numbers of the images")
     parser.add_argument("--method", default="ward", help=", ".join(method.name for method in METHODS))
     parser.add_argument("--keep", type=float, default=0.7)
