@@ -21,11 +21,13 @@ from curves import picture, points, shelf, tuned
 from deit.arguments import CHECKPOINT, DATA, Parser
 from deit.checkpoint import CheckpointError
 from deit.data import DataError
+from deit.document import around_marks, write_document
 from deit.images import open_images
 from deit.methods import METHODS, find_methods
 from deit.model import DeiT
 from deit.subjects import check_classes, load_small
 
+PROGRAM = "examples/cost_accuracy.py"
 BUDGETS = (0.45, 0.52, 0.58, 0.65, 0.75, 0.85)
 
 
@@ -49,10 +51,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     tune.add_argument("--lr", type=float, default=1e-4)
     tune.add_argument("--train-batch", type=int, default=128)
     tune.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--output", type=Path, default=Path("runs/cost_accuracy"), help="runs, points.csv, picture.png")
-    parser.add_argument(
-        "--join", nargs="+", type=Path, metavar="CSV", help="measure nothing; draw these points together"
-    )
+    parser.add_argument("--join", nargs="+", type=Path, metavar="CSV", help="no measuring; draw these points")
+    parser.add_argument("--output", type=Path, default=Path("runs/cost_accuracy"), help="where the runs go")
+    parser.add_argument("--csv", type=Path, help="the points (default: points.csv in --output)")
+    parser.add_argument("--picture", type=Path, help="the figure (default: picture.png in --output)")
+    parser.add_argument("--document", type=Path, help="put the tables between this document's marks")
     args = parser.parse_args(argv)
     for name in ("test_images", "batch_size", "train_images", "epochs", "train_batch", "jobs"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -85,11 +88,17 @@ def measure(args: argparse.Namespace) -> list[points.Point]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    csv, drawn = args.csv or args.output / "points.csv", args.picture or args.output / "picture.png"
+    if args.document is not None:
+        # Before the work, not after it.
+        around_marks(args.document, PROGRAM)
     args.output.mkdir(parents=True, exist_ok=True)
     found = [point for path in args.join for point in points.read(path)] if args.join else measure(args)
-    points.write(args.output / "points.csv", found)
-    picture.draw(args.output / "picture.png", found)
-    print(f"{points.table(found)}\n\ntorch {torch.__version__}; points.csv and picture.png are in {args.output}")
+    points.write(csv, found)
+    picture.draw(drawn, found)
+    if args.document is not None:
+        write_document(args.document, PROGRAM, points.table(found))
+    print(f"{points.table(found)}\n\ntorch {torch.__version__}; points in {csv}, figure in {drawn}")
 
 
 if __name__ == "__main__":

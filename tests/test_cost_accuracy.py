@@ -109,7 +109,11 @@ def test_points_of_several_models_are_drawn_apart(tmp_path: Path, capsys: pytest
     for name in ("one", "two"):
         points.write(tmp_path / f"{name}.csv", [replace(POINT, model=name)])
     files = [str(tmp_path / f"{name}.csv") for name in ("one", "two")]
-    cost_accuracy.main(["--join", *files, "--output", str(tmp_path / "joined")])
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- begin: examples/cost_accuracy.py -->\nold\n<!-- end -->\nafter\n")
+    cost_accuracy.main(["--join", *files, "--output", str(tmp_path / "joined"), "--document", str(page)])
+    assert "**Fine-tuned**: two" in page.read_text() and "old" not in page.read_text()
+    assert page.read_text().startswith("before") and page.read_text().endswith("after\n")
     assert [point.model for point in points.read(tmp_path / "joined" / "points.csv")] == ["one", "two"]
     shown = capsys.readouterr().out
     assert "**Fine-tuned**: one" in shown and "**Fine-tuned**: two" in shown
