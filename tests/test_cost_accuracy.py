@@ -62,7 +62,8 @@ def test_summary_is_mean_and_deviation_over_the_seeds() -> None:
     assert (row.top1, row.deviation, row.seeds) == (76.0, 1.0, 3)
     assert row.share == pytest.approx(0.58)
     assert row.standard_error == pytest.approx(100 * (0.76 * 0.24 / 400) ** 0.5)
-    assert "76.00 ± 1.00" in points.table(some)
+    assert "76.00 ± 1.00" in points.table(some) and "one seed" not in points.table(some)
+    assert "over 3 seeds; without ±: one seed" in points.table([*some, replace(POINT, budget=0.7)])
 
 
 def test_every_method_has_its_own_style() -> None:

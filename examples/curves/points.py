@@ -124,7 +124,8 @@ def table(points: list[Point]) -> str:
         rows = summarise(some)
         budgets = sorted({row.budget for row in rows if row.budget is not None})
         seeds = len({point.seed for point in some})
-        told = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
+        told = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
+        told += "; without ±: one seed" if seeds > 1 and min(row.seeds for row in rows) == 1 else ""
         lines += [f"**{setting.capitalize()}**: {model}; top-1 % on {some[0].images:,} test images{told}", ""]
         lines += [f"| | {' | '.join(f'{100 * b:g} % of the MACs' for b in budgets)} |", "|---|" + "---|" * len(budgets)]
         for name in dict.fromkeys(row.method for row in rows):
