@@ -8,7 +8,7 @@ The checkpoint that the repository carries was made by the commands in `examples
     torchrun --nproc-per-node 8 examples/deit_train.py --data imagenet --model deit_small_patch16_224 --device cuda \\
         --method wk-medoids --budget 0.58 --amp bfloat16 --epochs 30 --lr 5e-5 --workers 8 --output runs/imagenet
 
-A run that was killed goes on with --resume, to the same weights that it would have reached.
+A run that was killed goes on with --resume, on as many threads to the same weights that it would have reached.
 """
 
 from __future__ import annotations

@@ -100,7 +100,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(data: Path, tmp_path: Path, mo
         "    update(*given)\n"
         "loop.update = killed\ndeit_train.main(sys.argv[1:])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=EXAMPLES, capture_output=True)
+    # As many threads as here: sums are split between them, which shows in the last bits.
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=EXAMPLES, capture_output=True, env=threads)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert torch.load(tmp_path / "parts" / "state.pt", weights_only=True)["epoch"] == 1
     parts = train(data, tmp_path / "parts", "--epochs", "3", *more, "--resume")

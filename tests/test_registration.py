@@ -221,7 +221,7 @@ def test_every_public_function_compiles_as_one_graph(name: str) -> None:
 def test_all_functions_are_compiled_here() -> None:
     public = {name for name in tpkernels.__all__ if hasattr(getattr(tpkernels, name), "__code__")}
     of_models = {"patch", "unpatch", "schedule_of", "count_macs", "resolve_keep", "resolve_budget", "tokens_kept"}
-    of_models |= {"summary", "trace"}
+    of_models |= {"summary", "trace", "reconstruction_errors", "solve_schedule", "save_schedule", "load_schedule"}
     assert {name.split("-")[0] for name in FUNCTIONS} == public - of_models - {"explain_backend"}
 
 
