@@ -11,14 +11,12 @@ picture, its tables and their CSV come from
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser
-from deit.checkpoint import CheckpointError
+from deit.arguments import CHECKPOINT, DATA, Parser, one_line_of
 from deit.data import DataError
 from deit.document import around_marks, write_document
 from deit.images import batches, evenly_spaced, open_images
@@ -131,10 +129,8 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     args = parse_args(argv)
-    try:
+    with one_line_of("attention_lowpass"):
         run(args)
-    except (CheckpointError, DataError, OSError, ValueError, TypeError) as error:
-        sys.exit(f"attention_lowpass: {' '.join(str(error).split())}")
     print(f"{time.perf_counter() - started:.0f} s in all")
 
 

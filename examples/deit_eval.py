@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser, find_device, ratio_or_count
-from deit.checkpoint import CheckpointError
+from deit.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of, ratio_or_count
 from deit.data import DataError
 from deit.distributed import World, join
 from deit.evaluate import evaluate
@@ -161,10 +160,8 @@ def one_line(error: Exception) -> str:
 def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     args = parse_args(argv)
-    try:
+    with one_line_of("deit_eval"):
         prepared = prepare(args)
-    except (CheckpointError, DataError, OSError, ValueError, TypeError) as error:
-        sys.exit(one_line(error))
     try:
         run(args, *prepared)
     except DataError as error:

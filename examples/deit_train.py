@@ -18,9 +18,7 @@ import sys
 from typing import Any
 
 import torch
-from deit.arguments import find_device
-from deit.checkpoint import CheckpointError
-from deit.data import DataError
+from deit.arguments import find_device, one_line_of
 from deit.distributed import World, join
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -90,10 +88,8 @@ def train(args: Any, run: Run, teacher: nn.Module | None, source: Source, world:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(__doc__, argv)
-    try:
+    with one_line_of("deit_train"):
         prepared = prepare(args)
-    except (CheckpointError, DataError, OSError, ValueError, TypeError) as error:
-        sys.exit(f"deit_train: {' '.join(str(error).split())}")
     try:
         train(args, *prepared)
     except OSError as error:

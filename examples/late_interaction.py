@@ -15,15 +15,12 @@ from __future__ import annotations
 import argparse
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser, find_device
-from deit.checkpoint import CheckpointError
-from deit.data import DataError
+from deit.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of
 from deit.images import evenly_spaced, open_images
 from deit.report import heading
 from deit.subjects import load_small
@@ -139,10 +136,8 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     args = parse_args(argv)
-    try:
+    with one_line_of("late_interaction"):
         run(args)
-    except (CheckpointError, DataError, OSError, ValueError, TypeError) as error:
-        sys.exit(f"late_interaction: {' '.join(str(error).split())}")
     print(f"{time.perf_counter() - started:.0f} s in all")
 
 

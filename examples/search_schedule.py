@@ -19,14 +19,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser, find_device
-from deit.checkpoint import CheckpointError
+from deit.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of
 from deit.data import DataError
 from deit.images import Batch, ImageSet, batches, evenly_spaced, open_images
 from deit.soft import fit_budget, learn_retention, tokens_retained
@@ -173,7 +171,7 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, ImageSet, torch.device]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
+    with one_line_of("search_schedule"):
         subject, source, device = prepare(args)
         numbers = choose(len(source.labels), args)
         print(f"{subject.name}, {subject.checkpoint}; {len(numbers):,} of {len(source.labels):,} images of {args.data}")
@@ -182,8 +180,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"schedule        {line(subject, tokens)}")
         patches = vit_shape(subject.model).num_patches
         tpkernels.save_schedule(args.output, tokens, num_patches=patches, **facts(args, subject, tokens, len(numbers)))
-    except (CheckpointError, DataError, OSError, ValueError, TypeError) as error:
-        sys.exit(f"search_schedule: {' '.join(str(error).split())}")
     print(f"wrote {args.output}")
 
 

@@ -237,6 +237,10 @@ def test_every_process_has_as_many_images() -> None:
     assert sorted(numbers(alone)) == list(range(10)) and [len(part) for part in alone] == [4, 4, 2]
     shared = [numbers(sources.shares(10, 0, 3, 4, World(rank, 3, WORLD.device))) for rank in range(3)]
     assert {len(part) for part in shared} == {4}
+    for count in (1, 10, 11, 12):
+        for size in (1, 2, 3):
+            world = World(0, size, WORLD.device)
+            assert sources.steps_of(count, 4, world) == len(sources.shares(count, 0, 0, 4, world))
     assert set(numbers(shared)) == set(range(10))
     assert sources.shares(10, 0, 4, 4, WORLD) != alone
 

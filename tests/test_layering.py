@@ -17,11 +17,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tpkernels"
 # Each room with the rooms that it may import besides itself; imports point one way.
 MAY_IMPORT = {
     "kernels": set(),
-    "ops": {"kernels"},
+    "files": set(),
+    "ops": {"kernels", "files"},
     "shapes": set(),
     "macs": {"shapes"},
     "schedules": {"shapes", "macs"},
-    "schedule_file": {"shapes"},
+    "schedule_file": {"shapes", "files"},
     "paths": {"shapes", "macs"},
     "search": {"shapes", "schedules", "paths"},
     "reference": set(),
@@ -49,6 +50,7 @@ FOREIGN = {
     "macs": set(),
     "schedules": set(),
     "schedule_file": set(),
+    "files": set(),
 }
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .files import replace
 from .shapes import check_integer
 
 FORMAT, VERSION = "tpkernels schedule", 1
@@ -80,7 +80,9 @@ def save_schedule(path: str | os.PathLike[str], tokens: Sequence[int], *, num_pa
         lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in whole.items()]
     except (TypeError, ValueError) as error:
         raise type(error)(f"facts must be JSON values, got {facts!r} ({error})") from None
-    _replace(Path(path), ("{" + ",\n ".join(lines) + "}\n").encode())
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace(file, ("{" + ",\n ".join(lines) + "}\n").encode())
     return schedule
 
 
@@ -140,17 +142,3 @@ def _parse(raw: bytes) -> Schedule:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(fresh, "xb") as file:
-            file.write(content)
-            file.flush()
-            # Else a crash of the machine could leave the new name on an empty file.
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+
+from .checkpoint import CheckpointError
+from .data import DataError
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 # The model and the images that come with the repository.
@@ -19,6 +25,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+@contextmanager
+def one_line_of(program: str) -> Iterator[None]:
+    """Ends the program with one line where what is inside raises an error that is meant for the user."""
+    try:
+        yield
+    except (CheckpointError, DataError, OSError, ValueError, TypeError) as error:
+        sys.exit(f"{program}: {' '.join(str(error).split())}")
 
 
 def ratio_or_count(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,11 @@ def generator_of(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 100_003 + epoch) * 1_009 + rank)
 
 
+def steps_of(count: int, batch_size: int, world: World) -> int:
+    """How many batches `shares` gives each process."""
+    return math.ceil(math.ceil(count / world.size) / batch_size)
+
+
 def shares(count: int, seed: int, epoch: int, batch_size: int, world: World) -> list[list[int]]:
     """Image numbers of this process's batches; every process has as many, so the first ones may come twice."""
     order = torch.randperm(count, generator=generator_of(seed, epoch)).tolist()
@@ -66,7 +72,7 @@ class IdxSource:
         self.count, self.tested = len(self.labels), len(chosen)
 
     def steps(self, world: World) -> int:
-        return len(shares(self.count, self.seed, 0, self.batch_size, world))
+        return steps_of(self.count, self.batch_size, world)
 
     def epoch(self, number: int, world: World) -> Iterator[tuple[Tensor, Tensor]]:
         generator = generator_of(self.seed, number, 1 + world.rank)
@@ -97,7 +103,7 @@ class FolderSource:
         self.count, self.tested = len(self.numbers), len(self.tests)
 
     def steps(self, world: World) -> int:
-        return len(shares(self.count, self.seed, 0, self.batch_size, world))
+        return steps_of(self.count, self.batch_size, world)
 
     def epoch(self, number: int, world: World) -> Iterator[tuple[Tensor, Tensor]]:
         generator = generator_of(self.seed, number, 1 + world.rank)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 import sys
 import warnings
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..files import replace
 from .configs import ResidentConfig
 from .limits import Limits, limits_of
 
@@ -220,7 +220,7 @@ def write(device: torch.device | str, changes: Mapping[str, Mapping[str, int] | 
         configs = {key: config for key, config in read(device).items() if key not in changes}
         configs |= {key: dict(config) for key, config in changes.items() if config is not None}
         whole = {"schema": SCHEMA, "device": identity(device), "configs": configs}
-        _replace(path, json.dumps(whole, indent=1, sort_keys=True).encode())
+        replace(path, json.dumps(whole, indent=1, sort_keys=True).encode())
     return path
 
 
@@ -241,16 +241,3 @@ def _locked(path: Path) -> Iterator[None]:
     finally:
         # Which also unlocks it.
         os.close(handle)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            file.write(content)
-            file.flush()
-            # Else a crash of the machine could leave the new name on an empty file.
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
