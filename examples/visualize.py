@@ -93,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     model = subject.model
     if not isinstance(model, DeiT):
         raise CheckpointError(f"{args.checkpoint} holds no model of examples/deit")
-    options = {"method": method.method, "init": method.init, "weighted": method.weighted}
-    tpkernels.patch(model, args.keep, layers=args.layers, **options)
+    tpkernels.patch(model, args.keep, layers=args.layers, **method.arguments)
     pictures = [source.image(index) for index in args.images]
     with tpkernels.trace(model) as trace, torch.inference_mode():
         model(torch.stack([subject.transform(picture) for picture in pictures]))

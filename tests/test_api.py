@@ -18,7 +18,7 @@ from tpkernels import functional, macs, modules
 
 SIGNATURES = {
     "kmeans": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto')",
-    "kmedoids": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto')",
+    "kmedoids": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto', refine=None)",
     "ward": "(x, k, weight=None, *, mask=None, backend='auto')",
     "pairwise_sqdist": "(x, y=None, *, mask=None, y_mask=None)",
     "assign": "(x, centers, mask=None, *, center_mask=None)",
@@ -28,8 +28,8 @@ SIGNATURES = {
     "chamfer_loss": "(x, centers, weight=None, *, mask=None, center_mask=None)",
     "attention": "(q, k, v, *, key_size=None, mask=None, scale=None, need_significance=True, backend='auto')",
     "patch": "(model, keep=None, *, layers=None, budget=None, method='ward', init='ward', output='mean', "
-    "weighted=None, proportional=True, position='attention', restore=None, max_iter=5, min_tokens=0, seed=0, "
-    "backend='auto')",
+    "weighted=None, proportional=True, position='attention', restore=None, max_iter=5, refine=None, min_tokens=0, "
+    "seed=0, backend='auto')",
     "unpatch": "(model)",
     "schedule_of": "(model)",
     "summary": "(model)",
@@ -44,8 +44,8 @@ SIGNATURES = {
     "load_schedule": "(path)",
 }
 TOKEN_POOL = (
-    "(keep, method='ward', *, init='ward', output='mean', max_iter=5, weighted=False, num_prefix_tokens=1, "
-    "grid_size=None, seed=0, min_tokens=0, backend='auto')"
+    "(keep, method='ward', *, init='ward', output='mean', max_iter=5, refine=None, weighted=False, "
+    "num_prefix_tokens=1, grid_size=None, seed=0, min_tokens=0, backend='auto')"
 )
 FORWARD = "(self, x, significance=None, *, sizes=None, mask=None, metric=None, return_info=False)"
 FIELDS = {

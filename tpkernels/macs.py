@@ -112,7 +112,8 @@ def clustering_macs(
     - ward: `n^2 d + LW + n d`. `LW = 3 (n - k)(n + k - 3) / 2` are the Lance-Williams updates: of m live clusters a
       merger touches m - 2 pairs, for m = n down to k + 1, at three products each
       (`(m_a + m_c) d_ac + (m_b + m_c) d_bc - m_c d_ab`).
-    - kmedoids: start + `n^2 d + max_iter n d + n d`: the Gram matrix once, then medoids by their cluster's mean.
+    - kmedoids: start + `n^2 d + max_iter n d + n d`: the Gram matrix once, then medoids by their cluster's mean. Swaps
+      compare and add what that matrix holds, and are not counted.
     - kmeans: start + `(max_iter + 1) n k d + max_iter n d + n d`: assignments (one more than updates), means.
     - the start of those two: ward `n^2 d + LW + n d`, less `n^2 d` where K-Medoids already has the Gram matrix;
       farthest `k n d`, nothing where the Gram matrix is there; topk, strided and given indices nothing.

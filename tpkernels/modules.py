@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .functional import resolve_init, ward_fits
+from .functional import resolve_init, resolve_refine, ward_fits
 from .ops import baselines
 from .ops.backends import BACKENDS, CLUSTERERS
 from .ops.cluster import cluster
@@ -82,6 +82,7 @@ class TokenPool(nn.Module):
         output: "mean" (members averaged by their sizes) or "medoid" (the member nearest to the centre). Pruning methods
             return the tokens they keep.
         max_iter: updates of kmeans and kmedoids.
+        refine: "swap" refines kmedoids by swaps, as in `tpkernels.kmedoids`; None for no other method.
         weighted: cluster with the significance as weight (the paper's WK-Means and WK-Medoids). Otherwise Ward weighs
             tokens with their sizes, the others equally.
         num_prefix_tokens: class, distillation and register tokens at the front: never pooled.
@@ -100,6 +101,7 @@ class TokenPool(nn.Module):
         init: str = "ward",
         output: str = "mean",
         max_iter: int = 5,
+        refine: str | None = None,
         weighted: bool = False,
         num_prefix_tokens: int = 1,
         grid_size: tuple[int, int] | None = None,
@@ -113,6 +115,8 @@ class TokenPool(nn.Module):
         resolve_init(init, 0)
         checks.one_of("output", output, OUTPUTS)
         checks.count("max_iter", max_iter, 0)
+        if resolve_refine(refine, 0) and method != "kmedoids":
+            raise ValueError(f"refine must be None for method {method!r}, only kmedoids is refined; got {refine!r}")
         checks.count("num_prefix_tokens", num_prefix_tokens, 0)
         checks.grid_size(grid_size)
         checks.integer("seed", seed)
@@ -123,6 +127,7 @@ class TokenPool(nn.Module):
         self.init = init
         self.output = output
         self.max_iter = max_iter
+        self.refine = refine
         self.weighted = weighted
         self.num_prefix_tokens = num_prefix_tokens
         self.grid_size = grid_size
@@ -132,6 +137,7 @@ class TokenPool(nn.Module):
 
     def extra_repr(self) -> str:
         start = f", init={self.init!r}" if self.method in ("kmeans", "kmedoids") else ""
+        start += f", refine={self.refine!r}" if self.refine else ""
         return f"keep={self.keep}, method={self.method!r}{start}, output={self.output!r}, weighted={self.weighted}"
 
     @property
@@ -276,7 +282,8 @@ class TokenPool(nn.Module):
         init = resolve_init(self.init, n)
         if "ward" in (self.method, init):
             ward_fits(n)
-        chosen = checks.backend(self.backend, x, self.method)
+        swaps = resolve_refine(self.refine, n)
+        chosen = checks.backend(self.backend, x, "swap" if swaps else self.method)
         start = None
         weight = self._weight(score, size)
         if init == "topk" and self.method != "ward" and not self.weighted and score is not None:
@@ -286,7 +293,7 @@ class TokenPool(nn.Module):
             start, init = highest(score, min(k, n)), "given"
         mass = None if weight is None else weight.detach()
         tokens, _, label, medoids, _, n_iter, _, total = cluster(
-            x, mass, size, mask, start, k, self.method, init, self.output, self.max_iter, chosen
+            x, mass, size, mask, start, k, self.method, init, self.output, self.max_iter, chosen, swaps
         )
         summed = _summed(total, size) if self.output == "mean" else None
         return Pooling(tokens, summed, label, medoids if medoids.shape[1] else None, n_iter)

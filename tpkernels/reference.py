@@ -249,8 +249,39 @@ def kmeans(x: Tensor, k: int, weight: Maybe = None, *, init: Start = "ward", max
     return _result(x, w, assignment, centers, n_iter, None)
 
 
-def kmedoids(x: Tensor, k: int, weight: Maybe = None, *, init: Start = "ward", max_iter: int = 5) -> ReferenceClusters:
-    """Weighted K-Medoids of x [N, D] from the tokens of `start_indices`, by alternating (Voronoi) updates, not PAM."""
+def swap_medoids(x: Tensor, medoids: Tensor, weight: Maybe = None, passes: int = 8) -> tuple[Tensor, int]:
+    """Medoids [K] after swaps, the first that helps each time, and how many there were.
+
+    FasterPAM (Schubert and Rousseeuw, arXiv 2008.05171). Tokens are tried in their order, at most `passes` times each:
+    token i takes the place of the medoid whose loss makes the objective least, the lowest slot on ties, if that is less
+    than before by more than rounding.
+    """
+    x, w = _float64(x, weight)
+    distance, medoids = pairwise_sqdist(x), medoids.clone()
+
+    def loss(chosen: Tensor) -> float:
+        return float((w * distance[:, chosen].amin(1)).sum())
+
+    now, swaps = loss(medoids), 0
+    for _ in range(passes):
+        before = swaps
+        for i in range(len(x)):
+            swapped = [medoids.index_fill(0, torch.tensor(slot), i) for slot in range(len(medoids))]
+            slot, least = min(enumerate(map(loss, swapped)), key=lambda pair: (pair[1], pair[0]))
+            if now - least > 2.0**-44 * now:
+                medoids, now, swaps = swapped[slot], least, swaps + 1
+        if swaps == before:
+            break
+    return medoids, swaps
+
+
+def kmedoids(
+    x: Tensor, k: int, weight: Maybe = None, *, init: Start = "ward", max_iter: int = 5, refine: str | None = None
+) -> ReferenceClusters:
+    """Weighted K-Medoids of x [N, D] from the tokens of `start_indices`, by alternating (Voronoi) updates, not PAM.
+
+    refine: "swap" has `swap_medoids` follow.
+    """
     x, w = _float64(x, weight)
     if len(x) <= k:
         return split_in_order(x, k, w)
@@ -258,6 +289,9 @@ def kmedoids(x: Tensor, k: int, weight: Maybe = None, *, init: Start = "ward", m
     assignment, medoids, n_iter = _alternate(
         lambda m: assign_to_medoids(x, m), lambda a, m: update_medoids(x, a, k, w), start, max_iter
     )
+    if refine is not None:
+        medoids, swaps = swap_medoids(x, medoids[_canonical(assignment.tolist(), k)], w)
+        assignment, n_iter = assign_to_medoids(x, medoids), n_iter + swaps
     return _result(x, w, assignment, x[medoids], n_iter, None, medoids)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,19 @@ class Method:
     method: str
     init: str = "ward"
     weighted: bool | None = False
+    refine: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `tpkernels.patch` is given."""
+        names = ("method", "init", "weighted", "refine")
+        return {name: getattr(self, name) for name in names}
 
 
 METHODS = (
     Method("ward", "Ward (default)", "Ward and its refinements", "ward", weighted=None),
     Method("kmedoids", "K-Medoids from Ward", "Ward and its refinements", "kmedoids"),
+    Method("kmedoids-swap", "K-Medoids from Ward, swaps", "Ward and its refinements", "kmedoids", refine="swap"),
     Method("kmeans", "K-Means from Ward", "Ward and its refinements", "kmeans"),
     # The paper's four (arXiv 2110.03860) start from the tokens of highest significance; W weighs the objective by it.
     Method("wk-medoids", "WK-Medoids from top-K (paper)", "the paper's", "kmedoids", "topk", weighted=True),

@@ -89,7 +89,7 @@ def pool_like(model: nn.Module, method: Method, tokens: Sequence[int]) -> None:
     """Patches a model, in place, so that `tokens` patch tokens are left after each block."""
     before = [tpkernels.count_macs(model).per_layer[0].tokens_in, *tokens]
     keep = [left if left < came else None for left, came in zip(tokens, before, strict=False)]
-    tpkernels.patch(model, keep, method=method.method, init=method.init, weighted=method.weighted)
+    tpkernels.patch(model, keep, **method.arguments)
 
 
 def build_rows(model: nn.Module, methods: Sequence[Method], tokens: list[int], compiled: bool) -> list[Row]:

@@ -93,8 +93,7 @@ def pool(args: argparse.Namespace, model: nn.Module) -> tuple[str, list[int] | N
         return "", None
     method = find_methods([args.method])[0]
     if args.schedule is not None:
-        options = {"method": method.method, "init": method.init, "weighted": method.weighted}
-        tpkernels.patch(model, str(args.schedule), **options)
+        tpkernels.patch(model, str(args.schedule), **method.arguments)
         tokens = list(tpkernels.summary(model).schedule)
     else:
         tokens = tokens_per_block(model, args.keep, args.budget, args.layers)

@@ -35,6 +35,7 @@ def patch(
     position: str = "attention",
     restore: bool | None = None,
     max_iter: int = 5,
+    refine: str | None = None,
     min_tokens: int = 0,
     seed: int = 0,
     backend: str = "auto",
@@ -52,7 +53,7 @@ def patch(
             or the path (str or os.PathLike) of a schedule file that `save_schedule` wrote for such a model.
         layers: 0-based blocks that pool; every block where None.
         budget: instead of `keep`, the share of the model's MACs to spend, clustering counted.
-        method, init, output, max_iter, min_tokens, backend: as TokenPool takes them.
+        method, init, output, max_iter, refine, min_tokens, backend: as TokenPool takes them.
         weighted: cluster with the significance as weight. None: the paper's choice, True for kmeans and kmedoids with
             `init="topk"`, False otherwise.
         proportional: attention counts a token as often as its size (ToMe's proportional attention).
@@ -96,6 +97,7 @@ def patch(
             init=init,
             output=output,
             max_iter=max_iter,
+            refine=refine,
             weighted=weighted,
             num_prefix_tokens=shape.num_prefix_tokens,
             grid_size=_grid_size(model, shape, method, before[layer]),

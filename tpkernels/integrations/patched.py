@@ -40,6 +40,7 @@ def summary(model: nn.Module) -> Summary:
         model,
         method="nothing pooled" if pool is None else method,
         init=init if method in ("kmeans", "kmedoids") else None,
+        refine=None if pool is None else pool.refine,
         output="mean" if pool is None else pool.output,
         weighted=pool is not None and pool.weighted,
         proportional=plan.proportional,

@@ -20,6 +20,7 @@ class Summary:
     model: str
     method: str
     init: str | None
+    refine: str | None
     output: str
     weighted: bool
     proportional: bool
@@ -31,6 +32,7 @@ class Summary:
 
     def __str__(self) -> str:
         start = f" from {self.init}" if self.init else ""
+        start += f", refined by {self.refine}s" if self.refine else ""
         words = [f"{self.method}{start}", f"output {self.output}", f"after {self.position}"]
         words += ["weighted by significance"] if self.weighted else []
         words += ["proportional attention"] if self.proportional else []

@@ -76,6 +76,8 @@ def why_not_triton(
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             return f"bfloat16 needs compute capability 8.0, the device has {major}.{minor}"
+    if method == "swap":
+        return 'refine="swap" has no kernel, the torch backend runs it on every device'
     if method in CLUSTERERS and regime(n, method, limits_of(device)) is None:
         return f"Ward's kernel takes up to {RESIDENT_TOKENS} tokens, got {n}"
     if method == "attention" and d > ATTENTION_CHANNELS:

@@ -14,12 +14,13 @@ from .backends import regime
 from .distances import objective
 from .launching import Results
 from .limits import limits_of
-from .lloyd import GRAM_LIMIT, kmeans, kmedoids
+from .lloyd import GRAM_LIMIT, LloydResult, kmeans, kmedoids
 from .mean import cluster_mean_backward
 from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
 from .precision import compute_dtype, full_precision
-from .samples import may_look, only_valid, prepare, segment_min, settle
+from .samples import Samples, may_look, only_valid, prepare, segment_min, settle
 from .starts import start_labels
+from .swap import swap
 from .ward import ward
 
 # Centred tokens and Gram matrices of a chunk of samples together stay below this many elements. Operations that write
@@ -42,6 +43,7 @@ def cluster(
     output: str,
     max_iter: int,
     backend: str,
+    swaps: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Clusters x [B, N, D] and pools it.
 
@@ -53,6 +55,7 @@ def cluster(
         start: [B, K] int64 initial tokens where init is "given".
         k: at least 1; K = min(k, N) is the width of the results.
         output: "center" (Lloyd's centres, Ward's means, the medoids), "mean" or "medoid" of the final clusters.
+        swaps: refine K-Medoids by swaps, for which there is the torch backend alone.
 
     Returns:
         tokens [B, K, D] in x's dtype, source [B, N] (the labels that tokens were averaged over, -1 for none),
@@ -62,13 +65,13 @@ def cluster(
     """
     k = min(k, x.shape[1])
     with full_precision(x):
-        return _way(x, method, backend)(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
+        if backend == "torch":
+            return _cluster_torch(x, weight, pool_weight, mask, start, k, method, init, output, max_iter, swaps)
+        return _kernels(x, method)(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
 
 
-def _way(x: Tensor, method: str, backend: str) -> Callable[..., Results]:
-    """What runs a call."""
-    if backend == "torch":
-        return _cluster_torch
+def _kernels(x: Tensor, method: str) -> Callable[..., Results]:
+    """Which launcher takes a call."""
     return resident.cluster if regime(x.shape[1], method, limits_of(x.device)) == "resident" else streaming.cluster
 
 
@@ -83,6 +86,7 @@ def _cluster_torch(
     init: str,
     output: str,
     max_iter: int,
+    swaps: bool,
 ) -> Results:
     """The torch twin; arguments and results are those of `cluster`, with k <= N."""
     b, n, d = x.shape
@@ -91,7 +95,7 @@ def _cluster_torch(
     elements = CACHED_ELEMENTS if x.device.type == "cpu" and not compiled.available() else CHUNK_ELEMENTS
     size = max(1, elements // (n * (min(n, GRAM_LIMIT) + d)))
     count = -(-b // size)
-    how = k, method, init, output, max_iter
+    how = k, method, init, output, max_iter, swaps
     if count == 1:
         return _cluster_chunk(x, weight, pool_weight, mask, start, *how)
     whole: Results | None = None
@@ -135,6 +139,7 @@ def _cluster_chunk(
     init: str,
     output: str,
     max_iter: int,
+    swaps: bool,
 ) -> Results:
     """`_cluster_torch` of samples that are taken together."""
     looks = may_look(x)
@@ -146,8 +151,8 @@ def _cluster_chunk(
         label, n_iter, heights = ward(samples, k)
         label = source = only_valid(samples, label) if plain is None else settle(samples, label)
     else:
-        loop = {"kmeans": kmeans, "kmedoids": kmedoids}[method]
-        label, source, n_iter, medoids, lost, kept = loop(samples, start_labels(samples, k, init, start), k, max_iter)
+        first = start_labels(samples, k, init, start)
+        label, source, n_iter, medoids, lost, kept = _loop(samples, first, k, method, max_iter, swaps)
         label = only_valid(samples, label)
         if plain is not None:
             label = settle(samples, label)
@@ -180,6 +185,15 @@ def _cluster_chunk(
     return tokens, source, label, found, loss, n_iter, heights, loss.new_empty(x.shape[0], 0)
 
 
+def _loop(samples: Samples, start: Tensor, k: int, method: str, max_iter: int, swaps: bool) -> LloydResult:
+    if method == "kmeans":
+        return kmeans(samples, start, k, max_iter)
+    if not swaps:
+        return kmedoids(samples, start, k, max_iter)
+    gram = torch.bmm(samples.x, samples.x.mT)
+    return swap(samples, gram, kmedoids(samples, start, k, max_iter, gram))
+
+
 def _loss(x: Tensor, tokens: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
     dtype = compute_dtype(x)
     wide = x.to(dtype)
@@ -205,6 +219,7 @@ def _(
     output: str,
     max_iter: int,
     backend: str,
+    swaps: bool = False,
 ) -> Results:
     b, n, d = x.shape
     k = torch.sym_min(k, n)
@@ -236,7 +251,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
 def _backward(ctx: Any, grad: Tensor, *_ignored: Any) -> tuple[Tensor | None, ...]:
     source, weight, total, x, tokens = ctx.saved_tensors
     grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), source, x, tokens, weight, total, ctx.backend)
-    return grad_x, None, grad_weight if x is not None else None, *[None] * 8
+    return grad_x, None, grad_weight if x is not None else None, *[None] * 9
 
 
 cluster.register_autograd(_backward, setup_context=_setup)

@@ -63,14 +63,21 @@ def kmeans(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResul
     return LloydResult(renumber(label, order), source, progress.n_iter, None, lost, of_cluster(centre, order))
 
 
-def kmedoids(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResult:
-    """K-Medoids from the medoids of the labelled tokens of `start` [B, N]."""
+def kmedoids(
+    samples: Samples, start: Tensor, k: int, max_iter: int, gram: Tensor | None = None
+) -> LloydResult:  # fmt: skip
+    """K-Medoids from the medoids of the labelled tokens of `start` [B, N].
+
+    Args:
+        gram: X X^T [B, N, N] where it is there already.
+    """
     x, n = samples.x, samples.x.shape[1]
-    if compiled.takes(x) and n <= GRAM_LIMIT:
+    if gram is None and n <= GRAM_LIMIT:
         gram = torch.bmm(x, x.mT)
+    if compiled.takes(x) and gram is not None:
         label, medoid, n_iter = lloyd_compiled.kmedoids(samples, gram, start, k, max_iter, TIE[x.dtype])
         return LloydResult(label, label, n_iter, medoid)
-    find = _by_gram(samples, k) if n <= GRAM_LIMIT else _by_distance(samples)
+    find = _by_distance(samples) if gram is None else _by_gram(gram, k)
     medoid = nearest_members(x, start, k, samples.weight)
     progress = _Progress(start)
     for _ in range(max_iter):
@@ -123,13 +130,11 @@ class _Progress:
         return False
 
 
-def _by_gram(samples: Samples, k: int) -> Callable[[Tensor], Tensor]:
-    """Nearest medoid of every token, read from rows of the Gram matrix."""
-    x = samples.x
-    b, n, _ = x.shape
-    gram = torch.bmm(x, x.mT)
-    half_norm = torch.cat([gram.diagonal(dim1=1, dim2=2) / 2, x.new_full((b, 1), torch.inf)], 1)
-    row = torch.arange(b, device=x.device)[:, None] * n
+def _by_gram(gram: Tensor, k: int) -> Callable[[Tensor], Tensor]:
+    """Nearest medoid of every token, read from rows of the Gram matrix [B, N, N]."""
+    b, n, _ = gram.shape
+    half_norm = torch.cat([gram.diagonal(dim1=1, dim2=2) / 2, gram.new_full((b, 1), torch.inf)], 1)
+    row = torch.arange(b, device=gram.device)[:, None] * n
 
     def find(medoid: Tensor) -> Tensor:
         rows = gram.view(b * n, n).index_select(0, (medoid.clamp(max=n - 1) + row).flatten()).view(b, k, n)
