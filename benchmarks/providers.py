@@ -64,6 +64,7 @@ class Library(Provider):
         self.backend = backend
         self.name = f"tpkernels {backend}"
         self.solves = f'tpkernels with backend="{backend}", pooled tokens included'
+        self.options: dict[str, str] = {}
 
     def why_not(self, case: Case, device: torch.device) -> str | None:
         if self.backend == "triton" and device.type == "cpu":
@@ -84,10 +85,26 @@ class Library(Provider):
         cluster = tpkernels.kmedoids if case.method == "kmedoids" else tpkernels.kmeans
         # The library finds a weighted top-K start itself, within the time; another is given to everyone.
         init = "topk" if case.init == "topk" and weight is not None else start
-        return cluster(x, case.k, weight, init=init, max_iter=case.iters, backend=self.backend).assignment
+        more = {"init": init, "max_iter": case.iters, "backend": self.backend, **self.options}
+        return cluster(x, case.k, weight, **more).assignment
 
     def prepare(self, inputs: Inputs) -> Call:
         return lambda: self._solve(inputs.case, inputs.x, inputs.weight, inputs.start)
+
+
+class Swaps(Library):
+    """The library's K-Medoids with its swaps, which are FasterPAM's."""
+
+    methods = frozenset({"kmedoids"})
+    same_path = False
+    # Kernels there are none, and on a GPU the steps wait for one another.
+    capturable = False
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        self.name = "tpkernels torch, swaps"
+        self.solves = 'kmedoids(refine="swap"): a local optimum of swaps, pooled tokens included'
+        self.options = {"refine": "swap"}
 
 
 class Eager(Provider):
@@ -168,7 +185,7 @@ def providers_of(group: str, only: str | None = None) -> list[Provider]:
     """
     from .peers import LARGE, PEERS
 
-    others = {"kernels": LARGE, "scaling": LARGE, "peers": (*PEERS, Bipartite())}[group]
+    others = {"kernels": LARGE, "scaling": LARGE, "peers": (Swaps(), *PEERS, Bipartite())}[group]
     everyone = [*OWN, *others]
     found = [provider for provider in everyone if only is None or only in provider.name]
     if not found:
