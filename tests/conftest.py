@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from sanitizer import Watch, watched
 
 CUDA = torch.cuda.is_available()
 if not CUDA:
@@ -51,6 +52,16 @@ def backend(request: pytest.FixtureRequest) -> str:
 def device() -> torch.device:
     """CUDA where there is one."""
     return torch.device("cuda" if CUDA else "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sanitizer() -> Iterator[Watch | None]:
+    """Every access of every kernel that the interpreter runs is looked at, in all tests."""
+    if CUDA or importlib.util.find_spec("triton") is None or os.environ["TRITON_INTERPRET"] != "1":
+        yield None
+        return
+    with watched(importlib.import_module("triton.runtime.interpreter")) as watch:
+        yield watch
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from .ops import distances, pooling
 from .ops.attention import attention as _attention
 from .ops.backends import CLUSTERERS
 from .ops.backends import explain_backend as _explain_backend
-from .ops.cluster import cluster
-from .ops.mean import cluster_mean as _cluster_mean
+from .ops.dispatch import cluster
+from .ops.dispatch import cluster_mean as _cluster_mean
 from .ops.precision import compute_dtype
 
 # Beyond so many tokens Ward's N x N costs are too many.

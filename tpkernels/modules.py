@@ -12,9 +12,8 @@ from . import checks
 from .functional import resolve_init, resolve_refine, ward_fits
 from .ops import baselines
 from .ops.backends import BACKENDS, CLUSTERERS
-from .ops.cluster import cluster
+from .ops.dispatch import cluster, cluster_mean
 from .ops.distances import objective
-from .ops.mean import cluster_mean
 from .ops.precision import full_precision
 from .ops.samples import prepare, segment_sum, settle
 from .ops.starts import highest

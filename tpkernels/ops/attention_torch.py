@@ -6,7 +6,7 @@ with `p_ij = softmax_j(scale q_i . k_j + log size_j)` (proportional attention: B
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ def attention_torch(
         if not need_significance:
             return _without_dead(_sdpa(q, k, v, bias, scale), alive, differentiable), None
         # The loop over samples is one operation to a compiler, which may not know how many there are.
-        attend = torch.ops.tpkernels.attention_chunks if torch.compiler.is_compiling() else attention_chunks
+        attend = _attend()
         if differentiable:
             dtype = compute_dtype(q)
             out = _sdpa(q.to(dtype), k.to(dtype), v.to(dtype), bias, scale).to(q.dtype)
@@ -69,6 +69,12 @@ def attention_torch(
     if alive is not None:
         significance = torch.where(alive, significance, 0)
     return _without_dead(out, alive, differentiable), significance
+
+
+def _attend() -> Callable[..., tuple[Tensor, Tensor]]:
+    if torch.onnx.is_in_onnx_export():
+        return attention_at_once
+    return torch.ops.tpkernels.attention_chunks if torch.compiler.is_compiling() else attention_chunks
 
 
 def _sizes_and_bias(
@@ -150,6 +156,17 @@ def attention_chunks(
                 weight = sizes[:, None, row : row + m].expand(s, h, m).reshape(s, 1, h * m)
                 received += torch.bmm(weight, of_sample).squeeze(1)
     return out, significance.float()
+
+
+def attention_at_once(
+    q: Tensor, k: Tensor, v: Tensor, query_size: Tensor | None, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`attention_chunks` as torch operations, all probabilities at a time: what ONNX is given."""
+    dtype = compute_dtype(q)
+    logits = scale * (q.to(dtype) @ k.to(dtype).mT)
+    p = (logits if bias is None else logits + bias[:, None, None]).softmax(-1)
+    weighted = p if query_size is None else p * query_size[:, None, :, None]
+    return (p @ v.to(dtype)).to(q.dtype), weighted.sum((1, 2)).float()
 
 
 def _split(tensor: Tensor | None, samples: int, b: int) -> Sequence[Tensor | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .hashing import uniform
 from .pooling import cluster_mean
 from .precision import compute_dtype
-from .samples import Samples, canonical_order, renumber, split_in_order
+from .samples import Samples, canonical_order, renumber, split_in_order, stable_order
 from .starts import highest, labels_of
 
 
@@ -117,7 +117,7 @@ def _match(mean: Tensor, count: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     best, target = score.max(2)
     best = best.masked_fill(absent[:, ::2], -torch.inf)
     merges = torch.minimum(count - k, torch.where(count > 1, (count + 1) // 2, 0)).clamp(min=0)
-    ranking = best.sort(dim=1, descending=True, stable=True).indices
+    ranking = stable_order(best, descending=True)
     merged = torch.zeros(b, sources, dtype=torch.bool, device=mean.device)
     merged.scatter_(1, ranking, torch.arange(sources, device=mean.device) < merges[:, None])
     label = place.expand(b, m).clone()

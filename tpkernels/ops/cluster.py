@@ -86,7 +86,7 @@ def _cluster_torch(
     init: str,
     output: str,
     max_iter: int,
-    swaps: bool,
+    swaps: bool = False,
 ) -> Results:
     """The torch twin; arguments and results are those of `cluster`, with k <= N."""
     b, n, d = x.shape
@@ -109,6 +109,35 @@ def _cluster_torch(
         for all_of, one in zip(whole, part, strict=True):
             all_of[i:j] = one
     return cast(Results, whole)
+
+
+def why_not_onnx(method: str, init: str, swaps: bool) -> str | None:
+    """Why a call cannot be exported to ONNX; None if it can."""
+    if "ward" not in (method, init) and not swaps:
+        return None
+    what = 'refine="swap"' if swaps else "Ward" if method == "ward" else 'init="ward"'
+    return (
+        f"{what} cannot be exported to ONNX: the tokens' values decide how often it loops. kmeans and kmedoids with "
+        f'init="topk", "farthest" or "strided" can, and topk, importance, random, grid and bipartite'
+    )
+
+
+def traceable(
+    x: Tensor,
+    weight: Tensor | None,
+    pool_weight: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    k: int,
+    method: str,
+    init: str,
+    output: str,
+    max_iter: int,
+) -> Results:
+    """`cluster` as torch operations that no value of x decides about; no swaps, and Ward's start neither."""
+    with full_precision(x):
+        k = min(k, x.shape[1])
+        return _cluster_chunk(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
 
 
 def _empty(x: Tensor, k: int, method: str, output: str) -> Results:
@@ -139,7 +168,7 @@ def _cluster_chunk(
     init: str,
     output: str,
     max_iter: int,
-    swaps: bool,
+    swaps: bool = False,
 ) -> Results:
     """`_cluster_torch` of samples that are taken together."""
     looks = may_look(x)
@@ -221,6 +250,8 @@ def _(
     backend: str,
     swaps: bool = False,
 ) -> Results:
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(why_not_onnx(method, init, swaps) or "ONNX is exported to from torch.export(strict=False)")
     b, n, d = x.shape
     k = torch.sym_min(k, n)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import compiled, lloyd_compiled
 from .pooling import TIE, cluster_mean, gather_tokens, moved_means, nearest_members
-from .samples import Samples, canonical_order, members_of, of_cluster, only_valid, renumber
+from .samples import Samples, canonical_order, may_look, members_of, of_cluster, only_valid, renumber
 
 # Scores [B, K, T] of a tile of tokens stay below this many elements.
 TILE_ELEMENTS = 1 << 22
@@ -101,7 +101,8 @@ def nearest(x: Tensor, centre: Tensor, dead: Tensor) -> Tensor:
     half_norm = (centre.square().sum(-1) / 2).masked_fill(dead, torch.inf)
     if compiled.takes(x):
         return lloyd_compiled.nearest(x, centre, half_norm)
-    tile = max(1, TILE_ELEMENTS // max(1, b * centre.shape[1]))
+    # ONNX is to take any batch: tiles would depend on it.
+    tile = n if torch.onnx.is_in_onnx_export() else max(1, TILE_ELEMENTS // max(1, b * centre.shape[1]))
     slots = [
         torch.baddbmm(half_norm[:, :, None], centre, x[:, i : i + tile].mT, alpha=-1).min(1).indices
         for i in range(0, n, tile)
@@ -124,7 +125,7 @@ class _Progress:
     def stands_still(self, label: Tensor) -> bool:
         self.moving = self.moving & (label != self.previous).any(1)
         self.previous = label
-        if label.device.type == "cpu" and not bool(self.moving.any()):
+        if may_look(label) and not bool(self.moving.any()):
             return True
         self.n_iter = self.n_iter + self.moving
         return False

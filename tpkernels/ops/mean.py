@@ -21,6 +21,11 @@ def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backen
     """
     if backend == "triton":
         return segments.cluster_mean(x, label, k, weight)
+    return traceable(x, label, k, weight, backend)
+
+
+def traceable(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    """`cluster_mean` as torch operations."""
     with full_precision(x):
         return cluster_mean_torch(x, label, k, weight), _no_total(x)
 

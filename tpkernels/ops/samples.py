@@ -184,12 +184,20 @@ def member_weight(weight: Tensor | None, label: Tensor, k: int, dtype: torch.dty
     return weight, segment_sum(weight, label, k)
 
 
+def stable_order(values: Tensor, descending: bool = False) -> Tensor:
+    """Places [B, N] of values [B, N] in their order, the lower place first on ties."""
+    if torch.onnx.is_in_onnx_export():
+        # ONNX has no stable sort, but its TopK is one.
+        return values.topk(values.shape[1], dim=1, largest=descending).indices
+    return values.argsort(dim=1, descending=descending, stable=True)
+
+
 def canonical_order(label: Tensor, k: int) -> Tensor:
     """Slots [B, k] in the order of their lowest token index; empty slots last, in their own order."""
     n = label.shape[1]
     index = torch.arange(n, device=label.device).expand_as(label)
     first = segment_min(index, label, k, n)
-    return first.argsort(dim=1, stable=True)
+    return stable_order(first)
 
 
 def renumber(label: Tensor, order: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .samples import Samples, only_valid
+from .samples import Samples, only_valid, stable_order
 from .ward import ward
 
 
@@ -31,7 +31,7 @@ def _masked(samples: Samples, score: Tensor) -> Tensor:
 
 def highest(score: Tensor, k: int) -> Tensor:
     """Indices [B, k] of the highest scores [B, N], the lower index on ties."""
-    return score.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return stable_order(score, descending=True)[:, :k]
 
 
 def topk(samples: Samples, k: int) -> Tensor:
@@ -49,7 +49,7 @@ def strided(samples: Samples, k: int) -> Tensor:
     wanted = wanted.clamp(max=max(n - 1, 0))
     if samples.valid is None:
         return wanted
-    by_rank = torch.argsort((~samples.valid).long(), dim=1, stable=True)
+    by_rank = stable_order((~samples.valid).long())
     return by_rank.gather(1, wanted)
 
 
