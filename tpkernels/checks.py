@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .ops.backends import BACKENDS, choose_backend, why_not_triton
+from .ops.compiled import may_look
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -58,7 +59,7 @@ def per_token(name: str, value: Tensor | None, x: Tensor, *, nonnegative: bool =
     if value.shape != x.shape[:2]:
         raise ValueError(f"{name} must have shape {list(x.shape[:2])} to fit x {_shape(x)}, got {_shape(value)}")
     same_device(name, value, x)
-    if nonnegative and value.device.type == "cpu" and not torch.compiler.is_compiling() and bool((value < 0).any()):
+    if nonnegative and may_look(value) and bool((value < 0).any()):
         raise ValueError(f"{name} must not be negative, got a least value of {value.nan_to_num().min().item():g}")
 
 
@@ -96,7 +97,7 @@ def labels_over(value: Tensor, y: Tensor) -> None:
 
 def label_range(value: Tensor, k: int) -> None:
     """Entries of an assignment lie in -1..k-1; looked at on the CPU and outside the compiler only."""
-    if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
+    if not may_look(value) or value.numel() == 0:
         return
     low, high = int(value.min()), int(value.max())
     if low < -1 or high >= k:
@@ -164,7 +165,7 @@ def init_indices(value: Tensor, x: Tensor, k: int, valid: Tensor | None) -> None
     if value.shape not in ((k,), (b, k)):
         raise ValueError(f"init indices must have shape [{k}] or [{b}, {k}], got {_shape(value)}")
     same_device("init", value, x)
-    if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
+    if not may_look(value) or value.numel() == 0:
         return
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= n:

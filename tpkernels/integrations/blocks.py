@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..functional import unpool
 from ..modules import PRUNERS, TokenPool, with_prefix
+from .hooks import with_hooks
 from .plan import Family, Plan
 from .source_map import Step, Trace, compose
 
@@ -24,7 +25,7 @@ class PooledSequential(nn.Sequential):
     """Blocks that are called as one: those of timm and torchvision.
 
     A block before the first pooling, or one that neither pools nor needs sizes, is called as it is. The others are run
-    from their submodules: hooks on those fire, hooks on the block and on its attention do not. `plan` says what is
+    from their submodules: hooks on those and on the block fire, hooks on its attention do not. `plan` says what is
     pooled; `trace` is the watcher of `tpkernels.trace`; `checkpointing` recomputes activations block by block.
     """
 
@@ -131,6 +132,22 @@ def run_block(
         tokens [B, M, D]; their sizes [B, M], None where pooling only selects; and the cluster of every patch token
         [B, N - P], -1 where it was dropped, None where nothing was pooled.
     """
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return _run(family, block, x, sizes, pool, proportional, position)
+
+    return with_hooks(block, run, x)
+
+
+def _run(
+    family: Family,
+    block: Any,
+    x: Tensor,
+    sizes: Tensor | None,
+    pool: TokenPool | None,
+    proportional: bool,
+    position: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     scores = pool is not None and pool.needs_significance
     update, significance, keys = family.attention(block, x, sizes if proportional else None, scores)
     x = x + update

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import attention_launch
 from .attention_torch import attention_torch
+from .compiled import transformed
 
 
 def attention(
@@ -22,7 +23,7 @@ def attention(
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """Out [B, H, N, e] and significance [B, N] of a backend; arguments as those of `attention_torch`."""
-    if backend == "torch":
+    if backend == "torch" or transformed(q):
         return attention_torch(q, k, v, key_size, mask, scale, need_significance)
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
     size = None if key_size is None else key_size.detach()

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .compiled import may_look, transformed
 from .precision import compute_dtype, full_precision
-from .samples import may_look
 
 # Probabilities that exist at a time: few enough for a CPU's outer cache, and rows enough for a product to be worth it.
 CHUNK_ELEMENTS = 1 << 20
@@ -59,7 +59,7 @@ def attention_torch(
         if not need_significance:
             return _without_dead(_sdpa(q, k, v, bias, scale), alive, differentiable), None
         # The loop over samples is one operation to a compiler, which may not know how many there are.
-        attend = _attend()
+        attend = _attend(q)
         if differentiable:
             dtype = compute_dtype(q)
             out = _sdpa(q.to(dtype), k.to(dtype), v.to(dtype), bias, scale).to(q.dtype)
@@ -71,8 +71,8 @@ def attention_torch(
     return _without_dead(out, alive, differentiable), significance
 
 
-def _attend() -> Callable[..., tuple[Tensor, Tensor]]:
-    if torch.onnx.is_in_onnx_export():
+def _attend(q: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    if torch.onnx.is_in_onnx_export() or transformed(q):
         return attention_at_once
     return torch.ops.tpkernels.attention_chunks if torch.compiler.is_compiling() else attention_chunks
 
@@ -161,7 +161,7 @@ def attention_chunks(
 def attention_at_once(
     q: Tensor, k: Tensor, v: Tensor, query_size: Tensor | None, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`attention_chunks` as torch operations, all probabilities at a time: what ONNX is given."""
+    """`attention_chunks` as torch operations, all probabilities at a time: for ONNX and `torch.func`."""
     dtype = compute_dtype(q)
     logits = scale * (q.to(dtype) @ k.to(dtype).mT)
     p = (logits if bias is None else logits + bias[:, None, None]).softmax(-1)

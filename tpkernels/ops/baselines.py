@@ -107,7 +107,7 @@ def bipartite(samples: Samples, k: int, metric: Tensor | None) -> Tensor:
 
 def _match(mean: Tensor, count: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """One matching of the first count[b] of mean [B, M, D]: the new label of each place, and how many are left."""
-    b, m, _ = mean.shape
+    m = mean.shape[1]
     sources = (m + 1) // 2
     unit = torch.nn.functional.normalize(mean, dim=-1)
     place = torch.arange(m, device=mean.device)
@@ -118,8 +118,8 @@ def _match(mean: Tensor, count: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     best = best.masked_fill(absent[:, ::2], -torch.inf)
     merges = torch.minimum(count - k, torch.where(count > 1, (count + 1) // 2, 0)).clamp(min=0)
     ranking = stable_order(best, descending=True)
-    merged = torch.zeros(b, sources, dtype=torch.bool, device=mean.device)
-    merged.scatter_(1, ranking, torch.arange(sources, device=mean.device) < merges[:, None])
-    label = place.expand(b, m).clone()
-    label[:, ::2] = torch.where(merged, 2 * target + 1, label[:, ::2])
+    first = torch.arange(sources, device=mean.device) < merges[:, None]
+    merged = torch.zeros_like(first).scatter(1, ranking, first)
+    moved = torch.where(merged, 2 * target + 1, place[::2])
+    label = torch.where(place % 2 == 0, moved.repeat_interleave(2, 1)[:, :m], place)
     return label, count - merges

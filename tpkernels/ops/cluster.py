@@ -11,16 +11,18 @@ from torch import Tensor
 
 from . import compiled, pooling_compiled, resident, streaming
 from .backends import regime
+from .compiled import may_look
 from .distances import objective
 from .launching import Results
 from .limits import limits_of
 from .lloyd import GRAM_LIMIT, LloydResult, kmeans, kmedoids
-from .mean import cluster_mean_backward
+from .mean import gradients
 from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
 from .precision import compute_dtype, full_precision
-from .samples import Samples, may_look, only_valid, prepare, segment_min, settle
+from .samples import Samples, only_valid, prepare, segment_min, settle
 from .starts import start_labels
 from .swap import swap
+from .vmap import folds
 from .ward import ward
 
 # Centred tokens and Gram matrices of a chunk of samples together stay below this many elements. Operations that write
@@ -281,8 +283,21 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
 
 def _backward(ctx: Any, grad: Tensor, *_ignored: Any) -> tuple[Tensor | None, ...]:
     source, weight, total, x, tokens = ctx.saved_tensors
-    grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), source, x, tokens, weight, total, ctx.backend)
+    grad_x, grad_weight = gradients(grad, source, x, tokens, weight, total, ctx.backend)
     return grad_x, None, grad_weight if x is not None else None, *[None] * 9
 
 
+class Differentiable(torch.autograd.Function):
+    """`cluster` for the transforms of `torch.func`, which take gradients from nothing else."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def forward(*given: Any) -> Any:
+        return cluster(*given)
+
+
 cluster.register_autograd(_backward, setup_context=_setup)
+folds(cluster)

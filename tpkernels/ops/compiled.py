@@ -25,10 +25,22 @@ def available() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
+def may_look(x: Tensor) -> bool:
+    """Whether what is computed may depend on the values of x.
+
+    An accelerator would be waited for; a compiler's trace, or that of a transform of `torch.func`, has no values.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed(x)
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether x stands for a tensor in a transform of `torch.func`, such as vmap and grad."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def takes(x: Tensor) -> bool:
-    """Whether compiled loops can take such tensors; a compiler's trace knows torch's operations alone."""
-    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return fits and not torch.compiler.is_compiling() and available()
+    """Whether compiled loops can take such tensors: they read memory, and know no other types."""
+    return x.dtype in (torch.float32, torch.float64) and may_look(x) and available()
 
 
 def jit(function: Callable[..., Any]) -> Any:

@@ -1,7 +1,8 @@
 """The operations as the rest of the package calls them.
 
-PyTorch and its compilers get one operation each. ONNX has none of them: while a model is exported to it, what they are
-made of is traced instead, as far as that does not depend on the tokens' values.
+PyTorch and its compilers get one operation each, and so do the transforms of `torch.func`, in another wrapping. ONNX
+has none of them: while a model is exported to it, what they are made of is traced instead, as far as that does not
+depend on the tokens' values.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from . import cluster as clustering
 from . import mean
+from .compiled import transformed
 from .launching import Results
 
 
@@ -32,9 +34,13 @@ def cluster(
     given = x, weight, pool_weight, mask, start, k, method, init, output, max_iter
     if torch.onnx.is_in_onnx_export() and clustering.why_not_onnx(method, init, swaps) is None:
         return clustering.traceable(*given)
+    if transformed(x):
+        return clustering.Differentiable.apply(*given, backend, swaps)
     return clustering.cluster(*given, backend, swaps)
 
 
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """`ops.mean.cluster_mean`."""
-    return (mean.traceable if torch.onnx.is_in_onnx_export() else mean.cluster_mean)(x, label, k, weight, backend)
+    if torch.onnx.is_in_onnx_export():
+        return mean.traceable(x, label, k, weight, backend)
+    return (mean.Differentiable.apply if transformed(x) else mean.cluster_mean)(x, label, k, weight, backend)

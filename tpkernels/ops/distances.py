@@ -8,6 +8,7 @@ from torch import Tensor
 from .lloyd import nearest
 from .precision import compute_dtype, full_precision
 from .samples import of_cluster
+from .vmap import folds
 
 
 def pairwise_sqdist(
@@ -73,6 +74,9 @@ def _assign(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor
 @_assign.register_fake
 def _(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=torch.int64)
+
+
+folds(_assign)
 
 
 def objective(x: Tensor, centre: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import compiled, lloyd_compiled
+from .compiled import may_look
 from .pooling import TIE, cluster_mean, gather_tokens, moved_means, nearest_members
-from .samples import Samples, canonical_order, may_look, members_of, of_cluster, only_valid, renumber
+from .samples import Samples, canonical_order, members_of, of_cluster, only_valid, renumber
 
 # Scores [B, K, T] of a tile of tokens stay below this many elements.
 TILE_ELEMENTS = 1 << 22

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from . import segments
+from .compiled import transformed
 from .pooling import cluster_mean as cluster_mean_torch
 from .precision import compute_dtype, full_precision
 from .samples import member_weight, of_cluster
+from .vmap import folds
 
 
 @torch.library.custom_op("tpkernels::cluster_mean", mutates_args=())
@@ -98,6 +100,16 @@ def mean_backward_torch(
     return grad_x, grad_weight.to(weight.dtype)
 
 
+def gradients(
+    grad: Tensor, label: Tensor, x: Tensor | None, mean: Tensor | None, weight: Tensor | None, total: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`cluster_mean_backward`; in a transform of `torch.func`, which may go on differentiating, as torch operations."""
+    if transformed(grad):
+        return mean_backward_torch(grad, label, x, mean, weight)
+    return cluster_mean_backward(grad.contiguous(), label, x, mean, weight, total, backend)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, label, _, weight, ctx.backend = inputs
     mean, total = output
@@ -108,8 +120,21 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad: Tensor, _total: Tensor) -> tuple[Tensor | None, ...]:
     label, weight, total, x, mean = ctx.saved_tensors
-    grad_x, grad_weight = cluster_mean_backward(grad.contiguous(), label, x, mean, weight, total, ctx.backend)
+    grad_x, grad_weight = gradients(grad, label, x, mean, weight, total, ctx.backend)
     return grad_x, None, None, grad_weight if x is not None else None, None
 
 
+class Differentiable(torch.autograd.Function):
+    """`cluster_mean` for the transforms of `torch.func`, which take gradients from nothing else."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def forward(*given: Any) -> Any:
+        return cluster_mean(*given)
+
+
 cluster_mean.register_autograd(_backward, setup_context=_setup)
+folds(cluster_mean)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from . import compiled, pooling_compiled
+from .compiled import may_look
 from .precision import compute_dtype
-from .samples import may_look, member_weight, members_of, of_cluster, segment_min, segment_sum
+from .samples import member_weight, members_of, of_cluster, segment_min, segment_sum
 
 # Members whose costs differ by rounding alone are tied.
 TIE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}

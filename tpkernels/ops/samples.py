@@ -40,11 +40,6 @@ class Samples(NamedTuple):
         return Samples._make(None if field is None else field[start:stop] for field in self)
 
 
-def may_look(x: Tensor) -> bool:
-    """Whether what is computed may depend on the values of x: an accelerator would be waited for, a trace broken."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def prepare(
     x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, looks: bool = False, centred: bool = True
 ) -> Samples:
@@ -145,8 +140,8 @@ def segment_sum(values: Tensor, label: Tensor, k: int) -> Tensor:
         return torch.bmm(member[:, :k], values).view(b, k, *tail)
     out = values.new_zeros(b * k + 1, values.shape[2])
     index = segment_ids(label, k)[:, None].expand(-1, values.shape[2])
-    out.scatter_add_(0, index, values.reshape(b * n, tail.numel()))
-    return out[: b * k].view(b, k, *tail)
+    # Not in place, for under vmap the sums may be many where the zeros are one.
+    return out.scatter_add(0, index, values.reshape(b * n, tail.numel()))[: b * k].view(b, k, *tail)
 
 
 def members_of(label: Tensor, k: int) -> Tensor:
@@ -175,7 +170,7 @@ def of_cluster(values: Tensor, label: Tensor) -> Tensor:
 
 def member_weight(weight: Tensor | None, label: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weights [B, N] and their sums [B, k], with equal weights in clusters whose weights sum to 0."""
-    ones = torch.ones(label.shape, dtype=dtype, device=label.device)
+    ones = torch.ones_like(label, dtype=dtype)
     if weight is None:
         return ones, segment_sum(ones, label, k)
     weight = weight.to(dtype)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from . import compiled
+from .compiled import may_look
 from .lloyd import LloydResult
-from .samples import Samples, canonical_order, may_look, only_valid, renumber, segment_sum
+from .samples import Samples, canonical_order, only_valid, renumber, segment_sum
 
 # All tokens are tried at most so many times.
 PASSES = 8
