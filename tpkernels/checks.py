@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -148,6 +149,18 @@ def heads(q: Tensor, k: Tensor, v: Tensor) -> None:
         if value.dtype != q.dtype:
             raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {value.dtype}")
         same_device(name, value, q, "q")
+    if q.shape[1] < 1:
+        raise ValueError(f"q must have at least one head, got {_shape(q)}")
+
+
+def scale(value: float | None) -> None:
+    """value is None or a finite number."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"scale must be a number or None, got {type(value).__name__}")
+    if isinstance(value, (int, float)) and not math.isfinite(value):
+        raise ValueError(f"scale must be finite, got {value}")
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:

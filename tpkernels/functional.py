@@ -357,6 +357,7 @@ def attention(
         RuntimeError: backend="triton" cannot take the call.
     """
     checks.heads(q, k, v)
+    checks.scale(scale)
     checks.per_token("key_size", key_size, q[:, 0])
     checks.mask(mask, q[:, 0])
     widest = q if q.shape[3] > v.shape[3] else v

@@ -87,9 +87,15 @@ def read_weights(path: Path) -> tuple[DeiTConfig, dict[str, Tensor], dict[str, A
 def load_model(path: Path) -> tuple[DeiT, dict[str, Any]]:
     """Builds the model of a checkpoint and loads its weights; returns it in eval mode with the recorded facts."""
     config, state, facts = read_weights(path)
-    model = DeiT(config)
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    if depth != config.depth:
+        raise CheckpointError(f"{path} does not fit its own header: expected {config.depth} blocks, got {depth}")
+    # A header may ask for any size: no memory before it is known to be that of the weights.
+    with torch.device("meta"):
+        model = DeiT(config)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the shape in its own header: {error}") from None
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} does not fit the shape in its own header: {said}") from None
     return model.eval(), facts

@@ -30,6 +30,12 @@ class DeiTConfig:
     std: float = 0.3530
 
     def __post_init__(self) -> None:
+        for name in ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if not isinstance(self.mlp_ratio, (int, float)) or not 0 < self.mlp_ratio <= 64:
+            raise ValueError(f"mlp_ratio must be a number above 0 and at most 64, got {self.mlp_ratio!r}")
         if self.img_size % self.patch_size:
             raise ValueError(f"img_size must be a multiple of patch_size {self.patch_size}, got {self.img_size}")
         if self.embed_dim % self.num_heads:

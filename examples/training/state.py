@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +77,9 @@ def load(folder: Path, run: Run, device: torch.device) -> None:
         raise CheckpointError(f"nothing to resume: {path} does not exist")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        # Not torch's own message: it advises to load the file unsafely.
+    except Exception as error:
+        # Damaged bytes make its reader raise whatever they hit upon. Not its own message: that advises to load the file
+        # unsafely.
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}); expected a whole training state of deit_train.py"
         ) from None
