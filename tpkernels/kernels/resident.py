@@ -58,7 +58,8 @@ def resident_kernel(
             if inexact > 0:
                 gram_matrix(
                     p_xb, p_mb, p_pivot, p_gram, n, d, stride_n, stride_d, stride_mn, ld,
-                    min(T, RARE_TILE), min(BD, RARE_TILE), MASKED, SPLIT, PRECISION, WIDEN,
+                    T if T < RARE_TILE else RARE_TILE, BD if BD < RARE_TILE else RARE_TILE, MASKED, SPLIT, PRECISION,
+                    WIDEN,
                 )  # fmt: skip
         cluster_sample(
             p_weight, p_pool_weight, p_mask, p_start,
@@ -125,7 +126,8 @@ def cluster_kernel(
         if tl.sum(tl.load(p_ints + o_t, mask=o_t < tl.cdiv(n, T), other=0), 0) > 0:
             gram_matrix(
                 p_x + b * stride_b, p_mb, p_pivot, p_gram, n, d, stride_n, stride_d, stride_mn, ld,
-                min(T, RARE_TILE), min(BD, RARE_TILE), MASKED, SPLIT, PRECISION, WIDEN,
+                T if T < RARE_TILE else RARE_TILE, BD if BD < RARE_TILE else RARE_TILE, MASKED, SPLIT, PRECISION,
+                WIDEN,
             )  # fmt: skip
     tl.debug_barrier()
     cluster_sample(

@@ -138,7 +138,7 @@ def cluster_sample(
                 else:
                     update_means(
                         p_gram, p_weight, p_label, p_order, p_first, p_total, p_product, p_square, p_stamp, turn,
-                        n, k, ld, NP, R, S, min(P, NP), PRECISION,
+                        n, k, ld, NP, R, S, P if P < NP else NP, PRECISION,
                     )  # fmt: skip
                     assign_means(p_norm, p_product, p_square, p_label, p_cost, b_valid, n, k, ld, NP, R)
                 updates = turn
