@@ -13,6 +13,7 @@ from .results import Measured, number, time_ms
 
 COLOURS = {
     "tpkernels torch": "#0b6e99",
+    "tpkernels torch, swaps": "#5aa7c7",
     "tpkernels triton": "#12a594",
     "eager torch": "#d9730d",
     "torch.compile": "#ad1a72",
