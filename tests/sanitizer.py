@@ -40,6 +40,7 @@ class Watch(threading.local):
     """The tensors of the launch that this thread runs, and how many accesses were looked at."""
 
     spans: np.ndarray = np.empty((0, 2), np.uint64)
+    pairs: tuple[tuple[int, int], ...] = ()
     accesses = 0
 
     def look(self, kind: str, pointers: Any, mask: Any, size: int) -> None:
@@ -49,6 +50,9 @@ class Watch(threading.local):
         if mask is not None:
             there = there[np.broadcast_to(np.asarray(mask, dtype=bool), there.shape)]
         if there.size == 0:
+            return
+        first, last = int(there.min()), int(there.max())
+        if any(begin <= first and last + size <= end for begin, end in self.pairs):
             return
         begins, ends = self.spans[:, 0], self.spans[:, 1]
         place = np.searchsorted(begins, there, side="right").astype(np.int64) - 1
@@ -100,6 +104,7 @@ def watched(interpreter: ModuleType) -> Iterator[Watch]:
     def noted(self: Any, args: Any, kwargs: Any) -> Any:
         on_host = arguments(self, args, kwargs)
         watch.spans = spans_of((*on_host[0], *on_host[1].values()))
+        watch.pairs = tuple((int(begin), int(end)) for begin, end in watch.spans)
         return on_host
 
     executor._init_args_hst, interpreter._interpreter = noted, _Looking(inner, watch)

@@ -24,8 +24,8 @@ ONNX = {
     "random": {"method": "random"},
     "grid": {"method": "grid"},
     "bipartite": {"method": "bipartite"},
-    "kmeans": {"method": "kmeans", "init": "topk", "max_iter": 2},
-    "kmedoids": {"method": "kmedoids", "init": "topk", "max_iter": 2},
+    "kmeans": {"method": "kmeans", "init": "topk", "max_iter": 1},
+    "kmedoids": {"method": "kmedoids", "init": "topk", "max_iter": 1},
     "kmedoids-medoid": {"method": "kmedoids", "init": "farthest", "max_iter": 1, "output": "medoid"},
 }
 REFUSED = {

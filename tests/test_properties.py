@@ -233,7 +233,7 @@ def check_clusters(case: Case, problem: Problem, backend: str, device: torch.dev
             assert int(members.sum()) == count
         if case.method != "kmeans":
             assert int((members > 0).sum()) == min(width, count)
-        assert_values(found.tokens[b], reference.cluster_mean(x[b].nan_to_num(), label, width))
+        assert_values(found.tokens[b], reference.cluster_mean(x[b].nan_to_num(), label, width), of=x[b])
         assert bool((found.tokens[b][members == 0] == 0).all())
 
 

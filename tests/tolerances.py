@@ -75,10 +75,15 @@ def medoid_regret(x: Tensor, label: Tensor, medoids: Tensor, weight: Tensor | No
     return worst
 
 
-def assert_values(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> None:
-    """Two tensors agree to the tolerance of found's dtype (or of dtype), relative to the largest expected entry."""
+def assert_values(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None, of: Tensor | None = None) -> None:
+    """Two tensors agree to the tolerance of found's dtype (or of dtype), relative to the largest expected entry.
+
+    Args:
+        of: what they are means of: those that cancel are as exact as their members, not as themselves.
+    """
     assert found.shape == expected.shape
     expected = expected.detach().double()
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    largest = expected if of is None else of.nan_to_num().double()
+    scale = float(largest.abs().max()) if largest.numel() else 0.0
     atol = TOLERANCES[dtype or found.dtype].value * scale
     torch.testing.assert_close(found.detach().double(), expected, rtol=0, atol=atol)
