@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 from deit.arguments import CHECKPOINT, DATA, Parser, one_line_of
-from deit.data import DataError
 from deit.document import around_marks, write_document
-from deit.images import batches, evenly_spaced, open_images
+from deit.images import all_read, batches, evenly_spaced, open_images
 from deit.report import heading
 from deit.subjects import Subject, load_small, load_timm
 from lowpass.measure import curves, measure, summarise
@@ -83,9 +82,7 @@ def measure_all(subject: Subject, args: argparse.Namespace, grid: Basis) -> list
     prefix = subject.model.num_prefix_tokens
     found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in find_blocks(subject.model)]
     with tqdm(total=len(numbers) * len(found), unit="block") as bar:
-        for batch in batches(source, subject.transform, chunks, workers=0):
-            if batch.corrupt:
-                raise DataError(f"{batch.corrupt[0]} in {args.data} cannot be read")
+        for batch in all_read(batches(source, subject.transform, chunks, workers=0), args.data):
             for layer, of_block in zip(record(subject.model, batch.images), found, strict=True):
                 for name, value in measure(layer, grid, prefix).items():
                     of_block[name].append(value)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from deit.arguments import CHECKPOINT, DATA, Parser, one_line_of
 from deit.document import around_marks, write_document
-from deit.images import batches, evenly_spaced, open_images
+from deit.images import all_read, batches, evenly_spaced, open_images
 from deit.subjects import load_small
 from lowpass.record import record
 from torch import Tensor
@@ -118,14 +118,14 @@ def run(args: argparse.Namespace) -> None:
     chunks = [numbers[i : i + 20] for i in range(0, len(numbers), 20)]
     found: dict[tuple[float, int], dict[str, list[Tensor]]] = {}
     with tqdm(total=len(numbers), unit="image", mininterval=5) as bar:
-        for batch in batches(source, subject.transform, chunks, workers=0):
+        for batch in all_read(batches(source, subject.transform, chunks, workers=0), args.data):
             for block, layer in enumerate(record(model, batch.images)):
                 if block not in args.blocks:
                     continue
                 x = layer.after_attention[:, prefix:].contiguous()
                 significance = tpkernels.attention(layer.queries, layer.keys, layer.values)[1][:, prefix:]
                 for keep in args.keep:
-                    k = tpkernels.TokenPool(keep).output_len(1 + x.shape[1]) - 1
+                    k = tpkernels.tokens_kept(keep, x.shape[1])
                     of_case = found.setdefault((keep, block), {name: [] for name in METHODS})
                     for name, value in ratios(x, significance, k).items():
                         of_case[name].append(value)

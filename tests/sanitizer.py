@@ -7,7 +7,7 @@ unseen. `watched` has each of them looked at first, reads as well as writes, of 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -20,8 +20,8 @@ class OutOfBounds(Exception):
     """A kernel touched memory that is none of its tensors'."""
 
 
-def spans_of(values: Any) -> np.ndarray:
-    """First and last-but-one byte [T, 2] of every tensor among a launch's arguments, ascending, overlaps joined."""
+def spans_of(values: Any) -> list[tuple[int, int]]:
+    """Address and end of every tensor among a launch's arguments, ascending, overlaps joined."""
     found = []
     for tensor in values:
         if isinstance(tensor, torch.Tensor) and tensor.numel():
@@ -33,14 +33,13 @@ def spans_of(values: Any) -> np.ndarray:
             joined[-1] = joined[-1][0], max(end, joined[-1][1])
         else:
             joined.append((begin, end))
-    return np.array(joined, dtype=np.uint64).reshape(-1, 2)
+    return joined
 
 
 class Watch(threading.local):
     """The tensors of the launch that this thread runs, and how many accesses were looked at."""
 
-    spans: np.ndarray = np.empty((0, 2), np.uint64)
-    pairs: tuple[tuple[int, int], ...] = ()
+    spans: Sequence[tuple[int, int]] = ()
     accesses = 0
 
     def look(self, kind: str, pointers: Any, mask: Any, size: int) -> None:
@@ -52,15 +51,14 @@ class Watch(threading.local):
         if there.size == 0:
             return
         first, last = int(there.min()), int(there.max())
-        if any(begin <= first and last + size <= end for begin, end in self.pairs):
+        if any(begin <= first and last + size <= end for begin, end in self.spans):
             return
-        begins, ends = self.spans[:, 0], self.spans[:, 1]
-        place = np.searchsorted(begins, there, side="right").astype(np.int64) - 1
-        inside = place >= 0
-        inside &= there + np.uint64(size) <= ends[place] if len(ends) else False
+        inside = np.zeros(there.shape, bool)
+        for begin, end in self.spans:
+            inside |= (there >= begin) & (there <= end - size)
         if not inside.all():
             wrong = int(there[~inside].flat[0])
-            near = min((int(e) - 1 for e in ends), key=lambda end: abs(wrong - end), default=0)
+            near = min((end - 1 for _, end in self.spans), key=lambda end: abs(wrong - end), default=0)
             raise OutOfBounds(f"a {kind} of {size} bytes, {wrong - near} bytes from the end of the nearest tensor")
 
 
@@ -104,7 +102,6 @@ def watched(interpreter: ModuleType) -> Iterator[Watch]:
     def noted(self: Any, args: Any, kwargs: Any) -> Any:
         on_host = arguments(self, args, kwargs)
         watch.spans = spans_of((*on_host[0], *on_host[1].values()))
-        watch.pairs = tuple((int(begin), int(end)) for begin, end in watch.spans)
         return on_host
 
     executor._init_args_hst, interpreter._interpreter = noted, _Looking(inner, watch)

@@ -131,3 +131,15 @@ def batches(
     """Yields the batches whose image numbers are given, read by `workers` processes (0: by this one)."""
     samples = Samples(source, transform)
     return iter(DataLoader(samples, batch_sampler=numbers, collate_fn=collate, num_workers=workers))
+
+
+def all_read(loaded: Iterator[Batch], root: Path) -> Iterator[Batch]:
+    """The batches as they come, where every image counts.
+
+    Raises:
+        DataError: an image of `root` cannot be read.
+    """
+    for batch in loaded:
+        if batch.corrupt:
+            raise DataError(f"{batch.corrupt[0]} in {root} cannot be read")
+        yield batch

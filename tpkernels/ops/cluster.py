@@ -22,7 +22,7 @@ from .precision import compute_dtype, full_precision
 from .samples import Samples, only_valid, prepare, segment_min, settle
 from .starts import start_labels
 from .swap import swap
-from .vmap import folds
+from .transforms import differentiable, folds
 from .ward import ward
 
 # Centred tokens and Gram matrices of a chunk of samples together stay below this many elements. Operations that write
@@ -99,13 +99,13 @@ def _cluster_torch(
     count = -(-b // size)
     how = k, method, init, output, max_iter, swaps
     if count == 1:
-        return _cluster_chunk(x, weight, pool_weight, mask, start, *how)
+        return cluster_chunk(x, weight, pool_weight, mask, start, *how)
     whole: Results | None = None
     for i, j in pairwise(b * i // count for i in range(count + 1)):
         some, pool_some, there, first = (
             None if tensor is None else tensor[i:j] for tensor in (weight, pool_weight, mask, start)
         )
-        part = _cluster_chunk(x[i:j], some, pool_some, there, first, *how)
+        part = cluster_chunk(x[i:j], some, pool_some, there, first, *how)
         if whole is None:
             whole = cast(Results, tuple(one.new_empty(b if len(one) else 0, *one.shape[1:]) for one in part))
         for all_of, one in zip(whole, part, strict=True):
@@ -122,24 +122,6 @@ def why_not_onnx(method: str, init: str, swaps: bool) -> str | None:
         f"{what} cannot be exported to ONNX: the tokens' values decide how often it loops. kmeans and kmedoids with "
         f'init="topk", "farthest" or "strided" can, and topk, importance, random, grid and bipartite'
     )
-
-
-def traceable(
-    x: Tensor,
-    weight: Tensor | None,
-    pool_weight: Tensor | None,
-    mask: Tensor | None,
-    start: Tensor | None,
-    k: int,
-    method: str,
-    init: str,
-    output: str,
-    max_iter: int,
-) -> Results:
-    """`cluster` as torch operations that no value of x decides about; no swaps, and Ward's start neither."""
-    with full_precision(x):
-        k = min(k, x.shape[1])
-        return _cluster_chunk(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
 
 
 def _empty(x: Tensor, k: int, method: str, output: str) -> Results:
@@ -159,7 +141,7 @@ def _empty(x: Tensor, k: int, method: str, output: str) -> Results:
     )
 
 
-def _cluster_chunk(
+def cluster_chunk(
     x: Tensor,
     weight: Tensor | None,
     pool_weight: Tensor | None,
@@ -172,7 +154,7 @@ def _cluster_chunk(
     max_iter: int,
     swaps: bool = False,
 ) -> Results:
-    """`_cluster_torch` of samples that are taken together."""
+    """`_cluster_torch` of samples that are taken together: torch operations alone, where no value may be looked at."""
     looks = may_look(x)
     samples = prepare(x, weight, mask, k, looks=looks)
     heights, nothing = samples.x.new_empty(x.shape[0], 0), samples.rank.new_empty(x.shape[0], 0)
@@ -287,17 +269,6 @@ def _backward(ctx: Any, grad: Tensor, *_ignored: Any) -> tuple[Tensor | None, ..
     return grad_x, None, grad_weight if x is not None else None, *[None] * 9
 
 
-class Differentiable(torch.autograd.Function):
-    """`cluster` for the transforms of `torch.func`, which take gradients from nothing else."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(_setup)
-    backward = staticmethod(_backward)
-
-    @staticmethod
-    def forward(*given: Any) -> Any:
-        return cluster(*given)
-
-
 cluster.register_autograd(_backward, setup_context=_setup)
 folds(cluster)
+Differentiable = differentiable(cluster, _setup, _backward)

@@ -14,6 +14,7 @@ from . import cluster as clustering
 from . import mean
 from .compiled import transformed
 from .launching import Results
+from .precision import full_precision
 
 
 def cluster(
@@ -33,7 +34,10 @@ def cluster(
     """`ops.cluster.cluster`; its fake says what cannot be exported."""
     given = x, weight, pool_weight, mask, start, k, method, init, output, max_iter
     if torch.onnx.is_in_onnx_export() and clustering.why_not_onnx(method, init, swaps) is None:
-        return clustering.traceable(*given)
+        with full_precision(x):
+            width = min(k, x.shape[1])
+            how = width, method, init, output, max_iter
+            return clustering.cluster_chunk(x, weight, pool_weight, mask, start, *how)
     if transformed(x):
         return clustering.Differentiable.apply(*given, backend, swaps)
     return clustering.cluster(*given, backend, swaps)
@@ -42,5 +46,5 @@ def cluster(
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """`ops.mean.cluster_mean`."""
     if torch.onnx.is_in_onnx_export():
-        return mean.traceable(x, label, k, weight, backend)
+        return mean.traceable(x, label, k, weight)
     return (mean.Differentiable.apply if transformed(x) else mean.cluster_mean)(x, label, k, weight, backend)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .lloyd import nearest
 from .precision import compute_dtype, full_precision
 from .samples import of_cluster
-from .vmap import folds
+from .transforms import folds
 
 
 def pairwise_sqdist(

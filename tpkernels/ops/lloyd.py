@@ -82,12 +82,12 @@ def kmedoids(
     medoid = nearest_members(x, start, k, samples.weight)
     progress = _Progress(start)
     for _ in range(max_iter):
-        label = _own(samples, find(medoid), medoid)
+        label = own(samples, find(medoid), medoid)
         if progress.stands_still(label):
             break
         medoid = nearest_members(x, label, k, samples.weight)
     else:
-        label = _own(samples, find(medoid), medoid)
+        label = own(samples, find(medoid), medoid)
     order = canonical_order(label, k)
     label = renumber(label, order)
     return LloydResult(label, label, progress.n_iter, medoid.gather(1, order))
@@ -154,7 +154,7 @@ def _by_distance(samples: Samples) -> Callable[[Tensor], Tensor]:
     return find
 
 
-def _own(samples: Samples, label: Tensor, medoid: Tensor) -> Tensor:
+def own(samples: Samples, label: Tensor, medoid: Tensor) -> Tensor:
     """Gives every medoid its own cluster, among equal tokens too."""
     slot = torch.arange(medoid.shape[1], device=label.device).expand_as(medoid)
     # Place N takes the slots without a medoid.

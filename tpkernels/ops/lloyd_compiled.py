@@ -79,16 +79,20 @@ def nearest(x: Tensor, centre: Tensor, half_norm: Tensor) -> Tensor:
     return label
 
 
+def facts(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [B, N], which tokens are there [B, N], and how many clusters are wanted [B]: 0 skips a sample."""
+    x, valid = samples.x, samples.valid
+    weight = x.new_ones(x.shape[:2]) if samples.weight is None else samples.weight.contiguous()
+    there = torch.ones(x.shape[:2], dtype=torch.bool) if valid is None else valid.contiguous()
+    return weight, there, torch.where(samples.plain, 0, samples.k)
+
+
 def _writable(label: Tensor) -> Tensor:
     return label.clone(memory_format=torch.contiguous_format)
 
 
 def _run(kernel: Any, samples: Samples, gram: Tensor, results: list[Any], k: int) -> None:
-    x, valid = samples.x, samples.valid
+    x = samples.x
     b, n, d = x.shape
-    weight = x.new_ones(b, n) if samples.weight is None else samples.weight.contiguous()
-    there = torch.ones(b, n, dtype=torch.bool) if valid is None else valid.contiguous()
-    # Unclustered samples are skipped.
-    wanted = torch.where(samples.plain, 0, samples.k)
-    arguments = [gram, x.contiguous(), weight, there, wanted, *results]
+    arguments = [gram, x.contiguous(), *facts(samples), *results]
     compiled.over_samples(kernel, arguments, b, b * n * (n + d + k))

@@ -12,7 +12,7 @@ from .compiled import transformed
 from .pooling import cluster_mean as cluster_mean_torch
 from .precision import compute_dtype, full_precision
 from .samples import member_weight, of_cluster
-from .vmap import folds
+from .transforms import differentiable, folds
 
 
 @torch.library.custom_op("tpkernels::cluster_mean", mutates_args=())
@@ -23,10 +23,10 @@ def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backen
     """
     if backend == "triton":
         return segments.cluster_mean(x, label, k, weight)
-    return traceable(x, label, k, weight, backend)
+    return traceable(x, label, k, weight)
 
 
-def traceable(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+def traceable(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """`cluster_mean` as torch operations."""
     with full_precision(x):
         return cluster_mean_torch(x, label, k, weight), _no_total(x)
@@ -124,17 +124,6 @@ def _backward(ctx: Any, grad: Tensor, _total: Tensor) -> tuple[Tensor | None, ..
     return grad_x, None, None, grad_weight if x is not None else None, None
 
 
-class Differentiable(torch.autograd.Function):
-    """`cluster_mean` for the transforms of `torch.func`, which take gradients from nothing else."""
-
-    generate_vmap_rule = True
-    setup_context = staticmethod(_setup)
-    backward = staticmethod(_backward)
-
-    @staticmethod
-    def forward(*given: Any) -> Any:
-        return cluster_mean(*given)
-
-
 cluster_mean.register_autograd(_backward, setup_context=_setup)
 folds(cluster_mean)
+Differentiable = differentiable(cluster_mean, _setup, _backward)

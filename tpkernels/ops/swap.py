@@ -15,8 +15,9 @@ from torch import Tensor
 
 from . import compiled
 from .compiled import may_look
-from .lloyd import LloydResult
-from .samples import Samples, canonical_order, only_valid, renumber, segment_sum
+from .lloyd import LloydResult, own
+from .lloyd_compiled import facts
+from .samples import Samples, canonical_order, renumber, segment_sum
 
 # All tokens are tried at most so many times.
 PASSES = 8
@@ -45,13 +46,9 @@ def swap(samples: Samples, gram: Tensor, found: LloydResult) -> LloydResult:
 def _compiled(samples: Samples, gram: Tensor, label: Tensor, medoid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     from . import swap_loops
 
-    x, valid = samples.x, samples.valid
-    b, n, _ = x.shape
-    weight = x.new_ones(b, n) if samples.weight is None else samples.weight.contiguous()
-    there = torch.ones(b, n, dtype=torch.bool) if valid is None else valid.contiguous()
+    b, n = label.shape
     label, medoid, count = label.clone(), medoid.clone(), torch.zeros(b, dtype=torch.int64)
-    wanted = torch.where(samples.plain, 0, samples.k)
-    arguments = [gram, weight, there, wanted, label, medoid, count, PASSES, LEAST_GAIN[x.dtype]]
+    arguments = [gram, *facts(samples), label, medoid, count, PASSES, LEAST_GAIN[gram.dtype]]
     compiled.over_samples(swap_loops.swap, arguments, b, PASSES * b * n * n)
     return label, medoid, count
 
@@ -88,8 +85,8 @@ def _twin(samples: Samples, gram: Tensor, medoid: Tensor) -> tuple[Tensor, Tenso
             row = distance[:, token]
             near, second, label, removal, loss = state
             shared = (weight * (row - near).clamp(max=0)).sum(1)
-            own = weight * (torch.minimum(torch.maximum(row, near), second) - second)
-            change = (removal + segment_sum(own, label, k)).masked_fill(~open_slot, torch.inf)
+            without = weight * (torch.minimum(torch.maximum(row, near), second) - second)
+            change = (removal + segment_sum(without, label, k)).masked_fill(~open_slot, torch.inf)
             best, slot = change.min(1)
             takes = (best + shared < -LEAST_GAIN[gram.dtype] * loss) & ~samples.plain
             takes = takes if samples.valid is None else takes & samples.valid[:, token]
@@ -105,8 +102,7 @@ def _twin(samples: Samples, gram: Tensor, medoid: Tensor) -> tuple[Tensor, Tenso
                 state = _state(distance, medoid, weight)
         if looks and torch.equal(count, before):
             break
-    label = torch.cat([state.label, state.label[:, :1]], 1).scatter(1, medoid, slots.expand_as(medoid))[:, :n]
-    return only_valid(samples, label), medoid, count
+    return own(samples, state.label, medoid), medoid, count
 
 
 def _distances(gram: Tensor) -> Tensor:
