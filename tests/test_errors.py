@@ -210,6 +210,12 @@ CASES = [
         TypeError,
         ("^key_size", "floating-point", "int64"),
     ),
+    Case(
+        "attention-significance",
+        lambda: attention(HEADS, HEADS, HEADS, need_significance=None),
+        TypeError,
+        ("^need_significance", r"\bbool\b", "NoneType"),
+    ),
     Case("attention-mask", lambda: attention(HEADS, HEADS, HEADS, mask=ONES), TypeError, ("^mask", "bool", "float32")),
     Case(
         "attention-mask-shape",
@@ -261,6 +267,8 @@ CASES = [
         ValueError,
         ("^backend", "auto", "torch", "triton", "'gpu'"),
     ),
+    Case("pool-weighted", lambda: TokenPool(0.5, weighted=1), TypeError, ("^weighted", r"\bbool\b", "int")),
+    Case("pool-info", lambda: TokenPool(3)(X, return_info=ONES), TypeError, ("^return_info", r"\bbool\b", "Tensor")),
     Case("pool-max_iter", lambda: TokenPool(0.5, max_iter=-1), ValueError, ("^max_iter", "at least 0", "-1")),
     Case(
         "pool-prefix",

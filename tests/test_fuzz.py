@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -255,6 +255,8 @@ FUNCTIONS = (
     "kmeans", "kmedoids", "ward", "pairwise_sqdist", "assign", "medoid_update", "cluster_mean", "unpool",
     "chamfer_loss", "attention", "explain_backend",
 )  # fmt: skip
+# The error says which argument it is about: a smaller example is not worth minutes of shrinking.
+UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)
 # Arguments that are good where nothing else is drawn, so that the draw gets past the first check.
 X = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0))
 GOOD: dict[str, Any] = {
@@ -272,7 +274,7 @@ def meant_for_users(error: Exception, names: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@settings(max_examples=200)
+@settings(max_examples=200, phases=UNSHRUNK)
 @given(data=st.data())
 def test_arguments_are_taken_or_refused_by_name(name: str, data: st.DataObject) -> None:
     function = getattr(tpkernels, name)
@@ -296,7 +298,7 @@ def test_arguments_are_taken_or_refused_by_name(name: str, data: st.DataObject) 
         assert bool((result.assignment < max(k, 1)).all()) and bool((result.assignment >= -1).all())
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, phases=UNSHRUNK)
 @given(data=st.data())
 def test_a_layer_takes_its_arguments_or_refuses_them_by_name(data: st.DataObject) -> None:
     parameters = list(inspect.signature(tpkernels.TokenPool).parameters.values())
@@ -314,3 +316,20 @@ def test_a_layer_takes_its_arguments_or_refuses_them_by_name(data: st.DataObject
     except Exception as error:
         names = {*forward, *(parameter.name for parameter in parameters)}
         assert meant_for_users(error, names), f"{type(error).__name__}: {error}"
+
+
+@settings(max_examples=200, phases=UNSHRUNK)
+@given(data=st.data())
+def test_a_patch_is_made_or_refused_by_name(data: st.DataObject) -> None:
+    """And where it is refused, nothing has changed."""
+    parameters = list(inspect.signature(tpkernels.patch).parameters)[1:]
+    options = {name: data.draw(VALUES, label=name) for name in parameters if data.draw(st.integers(0, 4)) == 0}
+    options.setdefault("keep", 0.5)
+    model = small_model()
+    try:
+        tpkernels.patch(model, **options)
+    except Exception as error:
+        assert meant_for_users(error, set(parameters)), f"{type(error).__name__}: {error}"
+        assert [type(module) for module in model.modules()] == [type(module) for module in small_model().modules()]
+        return
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 3)

@@ -117,6 +117,11 @@ def integer(name: str, value: int) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
+def flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def grid_size(value: tuple[int, int] | None) -> None:
     """value is None or (rows, columns), both at least 1."""
     if value is None:

@@ -360,6 +360,7 @@ def attention(
     checks.scale(scale)
     checks.per_token("key_size", key_size, q[:, 0])
     checks.mask(mask, q[:, 0])
+    checks.flag("need_significance", need_significance)
     widest = q if q.shape[3] > v.shape[3] else v
     chosen = checks.backend(backend, widest[:, 0], "attention")
     return _attention(q, k, v, key_size, mask, scale, need_significance, chosen)

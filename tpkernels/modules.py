@@ -116,6 +116,7 @@ class TokenPool(nn.Module):
         checks.count("max_iter", max_iter, 0)
         if resolve_refine(refine, 0) and method != "kmedoids":
             raise ValueError(f"refine must be None for method {method!r}, only kmedoids is refined; got {refine!r}")
+        checks.flag("weighted", weighted)
         checks.count("num_prefix_tokens", num_prefix_tokens, 0)
         checks.grid_size(grid_size)
         checks.integer("seed", seed)
@@ -183,6 +184,7 @@ class TokenPool(nn.Module):
         Raises:
             TypeError, ValueError: an argument of the wrong type or shape, or a significance that is missing.
         """
+        checks.flag("return_info", return_info)
         found = self.pool(x, significance, sizes=sizes, mask=mask, metric=metric)
         if not return_info:
             return found.tokens if found.sizes is None else (found.tokens, found.sizes)

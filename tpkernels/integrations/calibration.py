@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..functional import ward, ward_fits
 from .families import find_plan, read_model
 
@@ -41,6 +42,7 @@ def reconstruction_errors(
         ValueError: a patched model, no images, images of another size, tokens that are not finite, or more tokens than
             Ward takes.
     """
+    checks.flag("relative", relative)
     if find_plan(model) is not None:
         raise ValueError(
             f"model must not be patched, since its own tokens are measured; got a patched {type(model).__name__}: "

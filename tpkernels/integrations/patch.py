@@ -75,6 +75,9 @@ def patch(
     """
     family, container, shape, returns_tuples = read_model(model)
     checks.one_of("position", position, POSITIONS)
+    checks.flag("proportional", proportional)
+    if restore is not None:
+        checks.flag("restore", restore)
     if keep is not None and budget is None:
         if isinstance(keep, (str, os.PathLike)):
             schedule = _read_schedule(keep, shape, layers)

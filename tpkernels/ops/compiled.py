@@ -61,7 +61,11 @@ def jit_without_nan(function: Callable[..., Any]) -> Any:
 def _compiled(function: Callable[..., Any], allowed: set[str]) -> Any:
     import numba
 
-    return numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False, fastmath=allowed)(function)
+    from .loop_store import store
+
+    dispatcher = numba.njit(nogil=True, error_model="numpy", boundscheck=False, fastmath=allowed)(function)
+    store(dispatcher, function)
+    return dispatcher
 
 
 def numpy() -> Any:

@@ -1,0 +1,64 @@
+"""Where compiled loops are stored between processes: numba's files, behind a lock, and never in a call's way."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from numba.core.caching import FunctionCache
+
+LOCK_NAME = "tpkernels.lock"
+# Writing and reading take milliseconds; a lock that is held for longer is not worth waiting for.
+LOCK_SECONDS = 20.0
+
+
+class LoopStore(FunctionCache):
+    """numba's cache of one function's compilations, for processes that start at once.
+
+    numba replaces each file in one step, but a compilation is two files: an index that names it and the code. Between
+    the two writes another process can read old code under a new name, or give the name away twice. A lock for the
+    folder keeps them together. What cannot be read is compiled anew; what cannot be written is not kept.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            with self._locked():
+                try:
+                    return super().load_overload(sig, target_context)
+                except OSError:
+                    raise
+                except Exception:  # damaged files: whatever unpickling and linking them raises
+                    self.flush()
+        except OSError:
+            pass
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            self._impl.locator.ensure_cache_path()
+            with self._locked():
+                super().save_overload(sig, data)
+        except OSError as error:
+            message = f"loops are compiled in every process, they cannot be stored in {self.cache_path}: {error}"
+            warnings.warn(f"tpkernels: {message}", RuntimeWarning, stacklevel=2)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        folder = Path(self.cache_path)
+        if not folder.is_dir():
+            yield
+            return
+        with FileLock(folder / LOCK_NAME, timeout=LOCK_SECONDS):
+            yield
+
+
+def store(dispatcher: Any, function: Callable[..., Any]) -> None:
+    """Has numba's `dispatcher` of `function` keep what it compiles, where numba finds a folder that can be written."""
+    try:
+        dispatcher._cache = LoopStore(function)
+    except RuntimeError:  # neither beside the file, nor in the user's cache, nor in NUMBA_CACHE_DIR
+        return
