@@ -329,7 +329,9 @@ def test_a_patch_is_made_or_refused_by_name(data: st.DataObject) -> None:
     try:
         tpkernels.patch(model, **options)
     except Exception as error:
-        assert meant_for_users(error, set(parameters)), f"{type(error).__name__}: {error}"
+        # A string is the path of a schedule file.
+        no_file = isinstance(error, OSError) and error.filename == options["keep"]
+        assert no_file or meant_for_users(error, set(parameters)), f"{type(error).__name__}: {error}"
         assert [type(module) for module in model.modules()] == [type(module) for module in small_model().modules()]
         return
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 3)

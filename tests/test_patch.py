@@ -424,6 +424,8 @@ def test_prefix_tokens_are_counted_where_the_model_does_not_say(images: Tensor) 
         ({"keep": 0.5, "position": "mlp"}, ValueError, "position must be one of attention, block"),
         ({"keep": 0.5, "method": "topk", "restore": True}, ValueError, "restore must be False or None"),
         ({"keep": 0.5, "min_tokens": -1}, ValueError, "min_tokens"),
+        ({"keep": 0.5, "seed": None}, TypeError, "seed must be an int, got NoneType"),
+        ({"keep": 0.5, "layers": torch.tensor(1)}, TypeError, "layers must be distinct 0-based blocks"),
         ({"keep": 0.5, "weighted": 1}, TypeError, "weighted must be a bool, got int"),
         ({"keep": 0.5, "proportional": 1}, TypeError, "proportional must be a bool, got int"),
         ({"keep": 0.5, "restore": "yes"}, TypeError, "restore must be a bool, got str"),

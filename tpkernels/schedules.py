@@ -155,7 +155,8 @@ def check_layers(layers: Collection[int] | None, depth: int) -> set[int]:
     if layers is None:
         return set(range(depth))
     expected = f"distinct 0-based blocks in [0, {depth - 1}]"
-    if isinstance(layers, (str, bytes)) or not isinstance(layers, Collection):
+    # A tensor or an array of no dimension looks like a collection.
+    if isinstance(layers, (str, bytes)) or not isinstance(layers, Collection) or getattr(layers, "ndim", 1) == 0:
         raise TypeError(f"layers must be {expected}, got {layers!r}")
     pooled: set[int] = set()
     for layer in layers:

@@ -76,6 +76,7 @@ def patch(
     family, container, shape, returns_tuples = read_model(model)
     checks.one_of("position", position, POSITIONS)
     checks.flag("proportional", proportional)
+    checks.integer("seed", seed)
     if restore is not None:
         checks.flag("restore", restore)
     if keep is not None and budget is None:
