@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 import tpkernels
 from benchmarks.timing import peak_cpu_mb
 from tpkernels import Clusters
-from tpkernels.ops import compiled, distances, lloyd, lloyd_compiled, pooling, pooling_compiled
+from tpkernels.ops import compiled, distances, lloyd, lloyd_compiled, lloyd_table, pooling, pooling_compiled, team
 from tpkernels.ops.samples import prepare
 
 pytestmark = pytest.mark.skipif(not compiled.available(), reason="numba is not installed")
@@ -124,13 +125,57 @@ def test_tokens_beyond_the_gram_matrix(method: str, both: Both, monkeypatch: pyt
         assert_same(*both(solve, x, 11, weight, init="strided", mask=mask))
 
 
+@pytest.mark.parametrize("name", problems())
+def test_one_sample_beyond_the_gram_matrix(name: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products with all centres are kept, and made anew for those that moved; blocks' ends must not show."""
+    monkeypatch.setattr(lloyd, "GRAM_LIMIT", 1)
+    monkeypatch.setattr(lloyd_table, "BLOCK", 5)
+    x, weight, mask = problems()[name]
+    cases = ((1, "topk", 3), (11, "topk", 0), (11, "strided", 1), (11, "topk", 9), (40, "topk", 2))
+    for i in range(len(x)):
+        one, w, there = (None if part is None else part[i : i + 1] for part in (x, weight, mask))
+        assert lloyd_table.takes(one.float(), 40)
+        for k, init, max_iter in cases:
+            assert_same(*both(tpkernels.kmeans, one, k, w, init=init, max_iter=max_iter, mask=there))
+
+
+def test_clusters_that_lose_their_members_beyond_the_gram_matrix(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lloyd, "GRAM_LIMIT", 1)
+    lost = 0
+    # Two of these are known to lose one.
+    for seed in (96, 282, *range(30)):
+        problem = make(seed, 1, 20, 2, 8, weighted=True)
+        for max_iter in (1, 2, 5):
+            named = {"init": starts(problem, seed), "max_iter": max_iter}
+            found, twin = both(tpkernels.kmeans, problem.x, problem.k, problem.weight, **named)
+            assert_same(found, twin)
+            lost += int((torch.nn.functional.one_hot(found.assignment, problem.k).sum(1) == 0).sum())
+    assert lost > 0
+
+
+def test_products_that_are_kept_are_those_of_the_centres() -> None:
+    """Slots change in any order, and their rows with them."""
+    generator = torch.Generator().manual_seed(3)
+    place, row_of = torch.arange(12), torch.zeros(12, 4)
+    table = torch.zeros(12, 4)
+    for turn in range(30):
+        changed = torch.rand(12, generator=generator) < (1 if turn == 0 else 0.4)
+        count = lloyd_table.gather_rows(table, place, changed)
+        assert count == int(changed.sum()) and place.sort().values.tolist() == list(range(12))
+        assert sorted(place[changed].tolist()) == list(range(count))
+        new = torch.randn(count, 4, generator=generator)
+        table[:count] = new
+        row_of[place.argsort()[:count]] = new
+        assert torch.equal(table[place], row_of)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_chunks_of_samples_do_not_show(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, mask = problems()["weights and mask"]
     solve = getattr(tpkernels, method)
     whole = solve(x, 11, weight, init="topk", mask=mask)
     for elements in (1, 2 * 37 * (37 + 6), 3 * 37 * (37 + 6)):
-        monkeypatch.setattr(CLUSTER, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(CLUSTER, "CPU_CHUNK_ELEMENTS", elements)
         assert_same(solve(x, 11, weight, init="topk", mask=mask), whole)
 
 
@@ -151,8 +196,11 @@ def test_any_number_of_threads_gives_the_same(method: str, monkeypatch: pytest.M
             assert one is other is None or torch.equal(one, other)
 
 
-def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_error_in_a_thread_is_raised(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "SHARE_ELEMENTS", 1)
+    if plain:
+        monkeypatch.setattr(team, "openmp", lambda: None)
     threads = torch.get_num_threads()
 
     def kernel(array: Any, first: int, last: int) -> None:
@@ -166,6 +214,27 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
             compiled.over_samples(kernel, [torch.zeros(4)], 4, 100)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_work(plain: bool, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own threads where its runtime lends them, else threads of ours: but two of those gain nothing."""
+    if plain:
+        monkeypatch.setattr(team, "openmp", lambda: None)
+    elif team.openmp() is None:
+        pytest.skip("torch's OpenMP runtime has no entry for others here")
+    # Each waits until all are there.
+    expected = 1 if plain and threads < team.LEAST_PLAIN else threads
+    barrier, seen = threading.Barrier(expected), []
+
+    def work(item: int) -> None:
+        barrier.wait(timeout=30)
+        seen.append((item, threading.get_ident()))
+
+    team.share(work, [(item,) for item in range(expected)], threads)
+    assert sorted(item for item, _ in seen) == list(range(expected))
+    assert len({ident for _, ident in seen}) == expected
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -264,7 +333,7 @@ def test_prepared_samples(name: str, both: Both) -> None:
 @pytest.mark.parametrize("method", ["kmeans", "kmedoids", "ward"])
 def test_memory_is_that_of_a_chunk(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most 1.5 times a chunk's N x N beyond the results, whatever the batch."""
-    monkeypatch.setattr(CLUSTER, "CHUNK_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(CLUSTER, "CPU_CHUNK_ELEMENTS", 1 << 20)
     b, n, d, k = 256, 96, 64, 48
     x = torch.randn(b, n, d, generator=torch.Generator().manual_seed(7))
     start = {} if method == "ward" else {"init": "strided"}

@@ -25,10 +25,9 @@ from .swap import swap
 from .transforms import differentiable, folds
 from .ward import ward
 
-# Centred tokens and Gram matrices of a chunk of samples together stay below this many elements. Operations that write
-# their temporaries want them in the cache of a CPU; compiled loops have none, an accelerator wants all that there is.
+# Centred tokens and Gram matrices of a chunk of samples together stay below this many elements, on a CPU for its cache.
 CHUNK_ELEMENTS = 1 << 22
-CACHED_ELEMENTS = 1 << 21
+CPU_CHUNK_ELEMENTS = 1 << 21
 OUTPUTS = ("center", "mean", "medoid")
 
 
@@ -94,7 +93,7 @@ def _cluster_torch(
     b, n, d = x.shape
     if 0 in (b, n):
         return _empty(x, k, method, output)
-    elements = CACHED_ELEMENTS if x.device.type == "cpu" and not compiled.available() else CHUNK_ELEMENTS
+    elements = CPU_CHUNK_ELEMENTS if x.device.type == "cpu" else CHUNK_ELEMENTS
     size = max(1, elements // (n * (min(n, GRAM_LIMIT) + d)))
     count = -(-b // size)
     how = k, method, init, output, max_iter, swaps

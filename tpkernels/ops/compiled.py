@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import team
+
 # A thread is worth starting for so many numbers: it costs about as long as reading them.
 SHARE_ELEMENTS = 1 << 18
-# Torch's own threads go on spinning for milliseconds after an operation, and one of ours gets half a core beside each:
-# two would be no faster than one.
-LEAST_THREADS = 3
+# Ranges of samples to a thread.
+RANGES = 4
 
 
 @functools.cache
@@ -91,14 +91,12 @@ def over_samples(kernel: Callable[..., None], arguments: list[Any], b: int, elem
         elements: numbers that the call goes through; few are not worth a thread.
     """
     arrays = [one.detach().numpy() if isinstance(one, Tensor) else one for one in arguments]
-    workers = max(1, min(torch.get_num_threads(), b, elements // SHARE_ELEMENTS))
-    if workers < LEAST_THREADS:
+    threads = max(1, min(torch.get_num_threads(), b, elements // SHARE_ELEMENTS))
+    if threads == 1:
         kernel(*arrays, 0, b)
         return
-    ranges = list(pairwise(b * i // workers for i in range(workers + 1)))
-    # The kernel holds no lock: plain threads share the samples, in any process and under any other pool.
-    with ThreadPoolExecutor(workers - 1) as pool:
-        jobs = [pool.submit(kernel, *arrays, i, j) for i, j in ranges[1:]]
-        kernel(*arrays, *ranges[0])
-        for job in jobs:
-            job.result()
+    # Samples take differently long: who is done early takes another range.
+    count = min(b, threads * RANGES)
+    team.share(
+        lambda first, last: kernel(*arrays, first, last), pairwise(b * i // count for i in range(count + 1)), threads
+    )

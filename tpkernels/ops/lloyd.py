@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import compiled, lloyd_compiled
+from . import compiled, lloyd_compiled, lloyd_table
 from .compiled import may_look
 from .pooling import TIE, cluster_mean, gather_tokens, moved_means, nearest_members
 from .samples import Samples, canonical_order, members_of, of_cluster, only_valid, renumber
@@ -48,6 +48,21 @@ def kmeans(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResul
         label, source, n_iter, lost, kept = lloyd_compiled.kmeans(samples, torch.bmm(x, x.mT), start, k, max_iter)
         return LloydResult(label, source, n_iter, None, lost, kept)
     dead = torch.arange(k, device=x.device) >= samples.k[:, None]
+    if lloyd_table.takes(x, k):
+        label, source, n_iter, centre = lloyd_table.kmeans(samples, start, k, max_iter)
+    else:
+        label, source, n_iter, centre = _kmeans(samples, start, k, max_iter, dead)
+    order = canonical_order(label, k)
+    source = renumber(source, order)
+    lost = (members_of(source, k) == 0) & ~dead
+    return LloydResult(renumber(label, order), source, n_iter, None, lost, of_cluster(centre, order))
+
+
+def _kmeans(
+    samples: Samples, start: Tensor, k: int, max_iter: int, dead: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Label, source, n_iter and centres, not yet numbered; dead [B, K] slots take no token."""
+    x = samples.x
     centre, source = cluster_mean(x, start, k, samples.weight), start
     progress = _Progress(start)
     for _ in range(max_iter):
@@ -58,10 +73,7 @@ def kmeans(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResul
         source = label
     else:
         label = only_valid(samples, nearest(x, centre, dead))
-    order = canonical_order(label, k)
-    source = renumber(source, order)
-    lost = (members_of(source, k) == 0) & ~dead
-    return LloydResult(renumber(label, order), source, progress.n_iter, None, lost, of_cluster(centre, order))
+    return label, source, progress.n_iter, centre
 
 
 def kmedoids(

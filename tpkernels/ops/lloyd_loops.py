@@ -96,15 +96,16 @@ def nearest_members(x: Any, weights: Any, labels: Any, out: Any, tie: float, fir
 
 
 @compiled.jit
-def assign(table: Any, place: Any, half: Any, k: int, best: Any, label: Any) -> None:
-    """The slot c < k of least `half[c] - table[place[c], i]` for every token i, the lowest on ties."""
+def assign(table: Any, at: int, place: Any, half: Any, k: int, best: Any, label: Any) -> None:
+    """The slot c < k of least `half[c] - table[place[c], at + i]` for every label i, the lowest on ties."""
     best[:] = np.inf
     label[:] = 0
     for slot in range(0, k, 4):
         # Four slots to one pass over best and label. The last one, repeated, is never below itself.
         b, c, d = min(slot + 1, k - 1), min(slot + 2, k - 1), min(slot + 3, k - 1)
         a_half, b_half, c_half, d_half = half[slot], half[b], half[c], half[d]
-        a_row, b_row, c_row, d_row = table[place[slot]], table[place[b]], table[place[c]], table[place[d]]
+        a_row, b_row = table[place[slot]][at : at + len(best)], table[place[b]][at : at + len(best)]
+        c_row, d_row = table[place[c]][at : at + len(best)], table[place[d]][at : at + len(best)]
         a_slot, b_slot, c_slot, d_slot = np.int32(slot), np.int32(b), np.int32(c), np.int32(d)
         for i in range(len(best)):
             least, owner = best[i], label[i]
@@ -187,7 +188,7 @@ def kmedoids(
                     medoid[c] = medoid_of(tokens[s], weights[s], members, tie, share, mean)
                     place[c] = medoid[c]
                     half[c] = gram[medoid[c], medoid[c]] * tokens.dtype.type(0.5)
-            assign(gram, place, half, k, best, fresh)
+            assign(gram, 0, place, half, k, best, fresh)
             for c in range(k):
                 # Among equal tokens too, a medoid belongs to its own cluster.
                 if medoid[c] < n:
@@ -252,7 +253,7 @@ def kmeans(
                 elif changed[c]:
                     centre_of(c, source, tokens[s], weight, centre[c])
             source[:] = label
-            assign(rows, place, half, k, best, fresh)
+            assign(rows, 0, place, half, k, best, fresh)
             changed[:] = False
             if not take(fresh, valid[s], label, changed) and turn > 0:
                 break
@@ -267,10 +268,43 @@ def kmeans(
 
 
 @compiled.jit
+def move_centres(
+    x: Any, weight: Any, label: Any, changed: Any, order: Any, begin: Any, share: Any, centre: Any, half: Any
+) -> None:
+    """Centres [K, D] of the clusters that changed become their members' means; half of their squared norms.
+
+    A cluster without members keeps its centre.
+    """
+    k = len(half)
+    sort_members(label, k, order, begin)
+    for c in range(k):
+        members = order[begin[c] : begin[c + 1]]
+        if changed[c] and len(members) > 0:
+            shares(weight, members, share)
+            centre[c] = 0
+            norm = centre.dtype.type(0)
+            for at in range(len(members)):
+                add(share[at], x[members[at]], centre[c])
+            for j in range(len(centre[c])):
+                norm += centre[c, j] * centre[c, j]
+            half[c] = norm * centre.dtype.type(0.5)
+
+
+@compiled.jit
+def assign_block(table: Any, place: Any, half: Any, fresh: Any, size: int, first: int, last: int) -> None:
+    """`assign` of the tokens in blocks first..last-1 of so many each, of table [K, N]."""
+    n = len(fresh)
+    best = np.empty(size, table.dtype)
+    for block in range(first, last):
+        i, j = block * size, min(n, (block + 1) * size)
+        assign(table, i, place, half, len(half), best[: j - i], fresh[i:j])
+
+
+@compiled.jit
 def nearest(products: Any, half_norms: Any, labels: Any, at: int, first: int, last: int) -> None:
     """`lloyd_compiled.nearest` of the tokens from `at` on, from their products [B, K, T] with the centres."""
     k, n = products.shape[1:]
     best, fresh, place = np.empty(n, products.dtype), np.empty(n, np.int32), np.arange(k)
     for s in range(first, last):
-        assign(products[s], place, half_norms[s], k, best, fresh)
+        assign(products[s], 0, place, half_norms[s], k, best, fresh)
         labels[s, at : at + n] = fresh

@@ -1,0 +1,65 @@
+"""The threads that torch's own operations run on, lent to compiled loops.
+
+Torch parts an operation by OpenMP, whose threads go on spinning for milliseconds after it: a thread of ours would get
+half a core beside each of them. The runtime that torch was linked with is asked to run ours on the same threads, which
+take the work up at once. Where it cannot be asked (macOS, Windows), plain threads do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+# Of plain threads, two are no faster than one beside torch's spinning second thread.
+LEAST_PLAIN = 3
+
+
+@functools.cache
+def openmp() -> Any:
+    """OpenMP's entry for a parallel region, of the runtime that torch uses; None where it has no such entry."""
+    try:
+        # The symbol is looked for in everything that this library depends on.
+        entry = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    entry.argtypes, entry.restype = [_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return entry
+
+
+def share(work: Callable[..., None], items: Iterable[tuple[Any, ...]], threads: int) -> None:
+    """Calls `work(*item)` for every item, on up to so many threads of torch's; whoever is free takes the next.
+
+    Args:
+        work: to be called by several threads at once; worth it where it leaves Python's lock.
+
+    Raises:
+        BaseException: the first that `work` raised, after all threads have stopped.
+    """
+    left, errors = iter(list(items)), []
+
+    def run(_: int | None = None) -> None:
+        try:
+            for item in left:
+                work(*item)
+        except BaseException as error:
+            errors.append(error)
+
+    parallel = openmp()
+    if parallel is not None and threads > 1:
+        parallel(_BODY(run), None, threads, 0)
+    elif threads >= LEAST_PLAIN:
+        # No lock is held: plain threads share the items, in any process and under any other pool.
+        with ThreadPoolExecutor(threads - 1) as pool:
+            for _ in range(threads - 1):
+                pool.submit(run)
+            run()
+    else:
+        run()
+    if errors:
+        raise errors[0]
