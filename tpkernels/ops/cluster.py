@@ -109,6 +109,8 @@ def _cluster_torch(
             whole = cast(Results, tuple(one.new_empty(b if len(one) else 0, *one.shape[1:]) for one in part))
         for all_of, one in zip(whole, part, strict=True):
             all_of[i:j] = one
+        # Not beside the next chunk's.
+        del part, one
     return cast(Results, whole)
 
 
