@@ -163,7 +163,7 @@ class Runner:
         for on_gpu in (False, True):
             group = [entry.timed for entry in entries if entry.on_gpu is on_gpu]
             group = [floor, *group] if on_gpu is (self.device.type == "cuda") else group
-            measure = self._watch.event_ms if on_gpu and self._watch else timing.wall_ms
+            measure = self._watch.event_ms if on_gpu and self._watch else timing.settled_ms
             timing.alternate(group, self.budget, measure)
         product = quantile(floor.ms, 0.5)
         if self._watch is not None:

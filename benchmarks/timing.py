@@ -16,6 +16,8 @@ import torch
 
 # A slow provider is timed at least so often, whatever the budget.
 LEAST = 3
+# Libraries' threads go on spinning for up to tens of milliseconds after a call (OpenBLAS longest).
+SETTLE_SECONDS = 0.05
 
 
 @dataclass
@@ -61,6 +63,16 @@ def wall_ms(call: Callable[[], object], wait: Callable[[], object] | None = None
     if wait is not None:
         wait()
     return 1e3 * (time.perf_counter() - begin)
+
+
+def settled_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of a call that follows another of its kind.
+
+    The one before it was somebody else's, whose threads may still spin on the cores and whose data fill the caches.
+    """
+    time.sleep(SETTLE_SECONDS)
+    call()
+    return wall_ms(call)
 
 
 def alternate(entries: Sequence[Timed], budget: Budget, measure: Callable[[Callable[[], object]], float]) -> None:

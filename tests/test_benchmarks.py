@@ -274,6 +274,15 @@ def test_quantiles() -> None:
             timing.quantile(wrong, 1.5 if wrong else 0.5)
 
 
+def test_a_timed_call_follows_one_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a pause before both."""
+    told: list[object] = []
+    monkeypatch.setattr(timing.time, "sleep", told.append)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: told.append("clock") or 0.25 * len(told))
+    assert timing.settled_ms(lambda: told.append("call")) == 500.0
+    assert told == [timing.SETTLE_SECONDS, "call", "clock", "call", "clock"]
+
+
 def test_entries_take_turns_within_their_budget() -> None:
     order: list[str] = []
     fast, slow = Timed(lambda turn: order.append("fast")), Timed(lambda turn: order.append("slow"))
