@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import memory
+
 RESULTS = Path(__file__).resolve().parent / "results"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 GROUPS = ("kernels", "scaling", "peers")
@@ -30,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--repeats", type=int, help="times that each call is timed at most (default: 30, on CUDA 100)")
     common.add_argument("--budget", type=float, default=2.0, help="seconds a provider may spend on one case's repeats")
     common.add_argument("--threads", type=int, help="threads of every library on the CPU (default: theirs)")
+    common.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True, help=memory.HELP)
     common.add_argument("--case", help="only cases whose name or shape contains this text")
     common.add_argument("--provider", help="only providers whose name contains this text")
     common.add_argument(

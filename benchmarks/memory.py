@@ -9,6 +9,7 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 MOST = 2**31 - 1
 
+HELP = "have glibc keep freed memory, so that nobody pays page faults that another is spared (default: yes)"
 KEPT, DEFAULT = "memory kept", "default"
 
 

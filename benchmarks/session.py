@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import cases, environment, rows
+from . import cases, environment, memory, rows
 from .errors import Refusal
 from .providers import providers_of
 from .rows import Row
@@ -48,7 +48,8 @@ def measure(groups: Sequence[str], options: argparse.Namespace) -> int:
         rows.check(path)
     repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type])
     runner = Runner(device, Budget(repeats, options.budget))
-    print(f"{environment.device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    kept = memory.keep_memory() if options.keep_memory else memory.DEFAULT
+    print(f"{environment.device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kept}")
     load = environment.load()
     if load > BUSY:
         print(f"The machine is busy (load {load:.1f}): times on the CPU will be of that, too.")

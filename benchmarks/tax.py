@@ -54,12 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "--budget", type=float, default=60.0, help="seconds for the rounds of one problem in one mode (default: 60)"
     )
     root.add_argument("--threads", type=int, help="threads on the CPU (default: torch's)")
-    root.add_argument(
-        "--keep-memory",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="have glibc keep freed memory, so that no model pays page faults that another is spared (default: yes)",
-    )
+    root.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True, help=memory.HELP)
     root.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV (default: %(default)s)")
     root.add_argument("--report", action="store_true", help="measure nothing; tables of what the folder holds")
     root.add_argument(
