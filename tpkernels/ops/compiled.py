@@ -15,8 +15,8 @@ from . import team
 
 # A thread is worth starting for so many numbers: it costs about as long as reading them.
 SHARE_ELEMENTS = 1 << 18
-# Ranges of samples to a thread.
-RANGES = 4
+# Ranges that samples are parted into for a few threads, a multiple of their number; many threads take one each.
+RANGES = 16
 
 
 @functools.cache
@@ -96,7 +96,7 @@ def over_samples(kernel: Callable[..., None], arguments: list[Any], b: int, elem
         kernel(*arrays, 0, b)
         return
     # Samples take differently long: who is done early takes another range.
-    count = min(b, threads * RANGES)
+    count = min(b, threads * max(1, RANGES // threads))
     team.share(
         lambda first, last: kernel(*arrays, first, last), pairwise(b * i // count for i in range(count + 1)), threads
     )

@@ -33,10 +33,12 @@ def openmp() -> Any:
 
 
 def share(work: Callable[..., None], items: Iterable[tuple[Any, ...]], threads: int) -> None:
-    """Calls `work(*item)` for every item, on up to so many threads of torch's; whoever is free takes the next.
+    """Calls `work(*item)` for every item, on threads of torch's; whoever is free takes the next.
 
     Args:
         work: to be called by several threads at once; worth it where it leaves Python's lock.
+        threads: how many are worth it. OpenMP's whole team is called all the same, since those that a smaller one has
+            no place for would be ended, and torch would have to start them again.
 
     Raises:
         BaseException: the first that `work` raised, after all threads have stopped.
@@ -52,7 +54,7 @@ def share(work: Callable[..., None], items: Iterable[tuple[Any, ...]], threads: 
 
     parallel = openmp()
     if parallel is not None and threads > 1:
-        parallel(_BODY(run), None, threads, 0)
+        parallel(_BODY(run), None, max(threads, torch.get_num_threads()), 0)
     elif threads >= LEAST_PLAIN:
         # No lock is held: plain threads share the items, in any process and under any other pool.
         with ThreadPoolExecutor(threads - 1) as pool:
