@@ -31,7 +31,7 @@ def kmeans(
     from . import lloyd_loops
 
     b = start.shape[0]
-    label, source, n_iter = _writable(start), _writable(start), start.new_zeros(b)
+    label, source, n_iter = writable(start), writable(start), start.new_zeros(b)
     lost = torch.zeros(b, k, dtype=torch.bool)
     kept = samples.x.new_empty(b, k, samples.x.shape[2])
     _run(lloyd_loops.kmeans, samples, gram, [label, source, kept, lost, n_iter, max_iter], k)
@@ -49,7 +49,7 @@ def kmedoids(
     from . import lloyd_loops
 
     b, n = start.shape
-    label, n_iter, medoid = _writable(start), start.new_zeros(b), start.new_full((b, k), n)
+    label, n_iter, medoid = writable(start), start.new_zeros(b), start.new_full((b, k), n)
     _run(lloyd_loops.kmedoids, samples, gram, [label, medoid, n_iter, max_iter, tie], k)
     return label, medoid, n_iter
 
@@ -87,7 +87,8 @@ def facts(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
     return weight, there, torch.where(samples.plain, 0, samples.k)
 
 
-def _writable(label: Tensor) -> Tensor:
+def writable(label: Tensor) -> Tensor:
+    """A copy of labels, however they lie, for loops to write into."""
     return label.clone(memory_format=torch.contiguous_format)
 
 

@@ -58,6 +58,15 @@ def shares(weight: Any, members: Any, share: Any) -> None:
 
 
 @compiled.jit
+def weighted_mean(rows: Any, weight: Any, members: Any, share: Any, mean: Any) -> None:
+    """Writes the mean of the members' rows, and what each counts in it."""
+    shares(weight, members, share)
+    mean[:] = 0
+    for place in range(len(members)):
+        add(share[place], rows[members[place]], mean)
+
+
+@compiled.jit
 def medoid_of(x: Any, weight: Any, members: Any, tie: float, share: Any, mean: Any) -> int:
     """The member nearest to the weighted mean, the lowest of those that are tied."""
     slack = x.dtype.type(1) + x.dtype.type(tie)
@@ -67,10 +76,7 @@ def medoid_of(x: Any, weight: Any, members: Any, tie: float, share: Any, mean: A
         # Their costs are in the ratio of the squared weights; equal tokens have none.
         a, b = members[0], members[1]
         return b if weight[b] > weight[a] * np.sqrt(slack) and sqdist(x[a], x[b]) > 0 else a
-    shares(weight, members, share)
-    mean[:] = 0
-    for place in range(len(members)):
-        add(share[place], x[members[place]], mean)
+    weighted_mean(x, weight, members, share, mean)
     least = x.dtype.type(np.inf)
     for place in range(len(members)):
         share[place] = sqdist(x[members[place]], mean)
@@ -242,10 +248,7 @@ def kmeans(
             for c in range(k):
                 members = order[begin[c] : begin[c + 1]]
                 if changed[c] and len(members) > 0:
-                    shares(weight, members, share)
-                    rows[c] = 0
-                    for at in range(len(members)):
-                        add(share[at], gram[members[at]], rows[c])
+                    weighted_mean(gram, weight, members, share, rows[c])
                     norm = tokens.dtype.type(0)
                     for at in range(len(members)):
                         norm += share[at] * rows[c, members[at]]
@@ -268,23 +271,19 @@ def kmeans(
 
 
 @compiled.jit
-def move_centres(
-    x: Any, weight: Any, label: Any, changed: Any, order: Any, begin: Any, share: Any, centre: Any, half: Any
-) -> None:
+def move_centres(x: Any, weight: Any, label: Any, changed: Any, centre: Any, half: Any) -> None:
     """Centres [K, D] of the clusters that changed become their members' means; half of their squared norms.
 
     A cluster without members keeps its centre.
     """
-    k = len(half)
+    n, k = len(label), len(half)
+    order, begin, share = np.empty(n, np.int64), np.empty(k + 1, np.int64), np.empty(n, x.dtype)
     sort_members(label, k, order, begin)
     for c in range(k):
         members = order[begin[c] : begin[c + 1]]
         if changed[c] and len(members) > 0:
-            shares(weight, members, share)
-            centre[c] = 0
+            weighted_mean(x, weight, members, share, centre[c])
             norm = centre.dtype.type(0)
-            for at in range(len(members)):
-                add(share[at], x[members[at]], centre[c])
             for j in range(len(centre[c])):
                 norm += centre[c, j] * centre[c, j]
             half[c] = norm * centre.dtype.type(0.5)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import compiled
-from .lloyd_compiled import facts
+from .lloyd_compiled import facts, writable
 from .samples import Samples
 
 # Products that are kept.
@@ -36,21 +36,20 @@ def kmeans(samples: Samples, start: Tensor, k: int, max_iter: int) -> tuple[Tens
 
     x, n = samples.x[0], samples.x.shape[1]
     weight, there, wanted = facts(samples)
-    label, source = start.clone(memory_format=torch.contiguous_format), start.clone()
+    label, source, n_iter = writable(start), writable(start), start.new_zeros(1)
     centre, half, table = x.new_zeros(k, x.shape[1]), x.new_full((k,), torch.inf), x.new_empty(k, n + PAD)
-    fresh, changed = torch.empty(n, dtype=torch.int32), torch.ones(k, dtype=torch.bool)
-    place, order, begin = torch.arange(k), torch.empty(n, dtype=torch.int64), torch.empty(k + 1, dtype=torch.int64)
-    n_iter, share = start.new_zeros(1), x.new_empty(n)
+    place, fresh, changed = torch.arange(k), torch.empty(n, dtype=torch.int32), torch.ones(k, dtype=torch.bool)
+    moved = [one.numpy() for one in (x, weight[0], label[0], changed, centre, half)]
+    taken = [one.numpy() for one in (fresh, there[0], label[0], changed)]
     blocks = -(-n // BLOCK)
     for turn in range(max_iter + 1) if int(wanted) else ():
-        arrays = (one.numpy() for one in (x, weight[0], label[0], changed, order, begin, share, centre, half))
-        lloyd_loops.move_centres(*arrays)
+        lloyd_loops.move_centres(*moved)
         source.copy_(label)
         count = gather_rows(table, place, changed)
         torch.mm(centre[place.argsort()[:count]], x.T, out=table[:count, :n])
         compiled.over_samples(lloyd_loops.assign_block, [table, place, half, fresh, BLOCK], blocks, k * n)
         changed.zero_()
-        if not lloyd_loops.take(fresh.numpy(), there[0].numpy(), label[0].numpy(), changed.numpy()) and turn > 0:
+        if not lloyd_loops.take(*taken) and turn > 0:
             break
         n_iter[0] = min(turn + 1, max_iter)
     return label, source, n_iter, centre[None]
