@@ -28,7 +28,7 @@ TARGETS = {
     "sm_80": Target("cuda", 80, Limits(108, 166912, 40 << 20, 32), "ptxas"),
     "sm_90": Target("cuda", 90, Limits(132, 232448, 50 << 20, 32), "ptxas"),
     "sm_100": Target("cuda", 100, Limits(148, 232448, 126 << 20, 32), "ptxas-blackwell"),
-    "gfx942": Target("hip", "gfx942", Limits(304, 65536, 4 << 20, 64)),
+    "gfx942": Target("hip", "gfx942", Limits(304, 65536, 4 << 20, 64, 0)),
     "sm_80-99k": Target("cuda", 80, Limits(82, 101376, 6 << 20, 32), "ptxas"),
     "sm_80-64k": Target("cuda", 80, Limits(68, 65536, 5632 << 10, 32), "ptxas"),
 }

@@ -67,8 +67,9 @@ def key_of(case: Case) -> str:
 def configs_of(case: Case, device: torch.device) -> list[ResidentConfig]:
     """What the device can be asked to run, the heuristic configuration first."""
     given = case.n, case.k, getattr(torch, case.dtype), limits_of(device)
-    heuristic = resident_config(*given, interpreted=device.type == "cpu")
-    return [heuristic, *(config for config in candidates(*given) if config != heuristic)]
+    ward = "ward" in (case.method, case.init)
+    heuristic = resident_config(*given, ward=ward, interpreted=device.type == "cpu")
+    return [heuristic, *(config for config in candidates(*given, ward=ward) if config != heuristic)]
 
 
 class Tuner:

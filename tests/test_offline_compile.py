@@ -83,12 +83,15 @@ def test_the_targets_have_the_limits_that_configurations_are_for() -> None:
 def test_faults_of_a_row() -> None:
     from benchmarks.compile import faults
 
-    row = {"target": "gfx942", "error": None, "shared": 65536, "spilled": 0}
+    row = {"target": "gfx942", "error": None, "shared": 65536, "spilled": 0, "registers": 255, "num_warps": 8}
     assert faults(row) == []
     assert faults(row | {"shared": 65537}) == ["shared memory: expected at most 65536 bytes, got 65537"]
     assert faults(row | {"target": "sm_80-99k", "shared": 101377}) != []
     assert "got 513" in faults(row | {"target": "sm_100", "tensor_memory": 513})[0]
     assert "got 8 bytes" in faults(row | {"spilled": 8})[0]
+    assert faults(row | {"target": "sm_90"}) == []
+    assert "cannot be launched, got 131072" in faults(row | {"target": "sm_90", "num_warps": 16})[0]
+    assert "cannot be launched, got 69632" in faults(row | {"target": "sm_90", "num_warps": 16, "registers": 129})[0]
     assert "does not compile: no" in faults({"target": "sm_90", "error": "no"})[0]
 
 

@@ -50,7 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def content(**changes: object) -> dict:
     """What a good file holds, with changes."""
-    return {"schema": 1, "device": dict(IDENTITY), "configs": {KEY: dict(CONFIG)}, **changes}
+    return {"schema": 2, "device": dict(IDENTITY), "configs": {KEY: dict(CONFIG)}, **changes}
 
 
 def put(path: Path, what: bytes | dict) -> None:
@@ -222,9 +222,9 @@ BAD = {
     "list": (b"[]", "expected an object of schema, device and configs, got 'list'"),
     "fields": (b'{"configs": {}}', "got ['configs']"),
     "more fields": (content(extra=1), "'extra'"),
-    "schema": (content(schema=2), "schema: expected 1, got 2"),
-    "schema type": (content(schema=True), "schema: expected 1, got True"),
-    "schema float": (content(schema=1.0), "schema: expected 1, got 1.0"),
+    "schema": (content(schema=1), "schema: expected 2, got 1"),
+    "schema type": (content(schema=True), "schema: expected 2, got True"),
+    "schema float": (content(schema=2.0), "schema: expected 2, got 2.0"),
     "foreign device": (content(device={**IDENTITY, "name": "Another"}), "device: expected"),
     "foreign torch": (content(device={**IDENTITY, "torch": "1"}), "device: expected"),
     "no device": (content(device=None), "device: expected"),
@@ -263,9 +263,10 @@ def test_a_bad_file_is_ignored_with_one_warning_and_replaced(cache: Path, what: 
 
 
 def test_lanes_are_counted_by_the_devices_warps() -> None:
-    tuning_cache.check(KEY, {**CONFIG, "num_warps": 32}, HOPPER)
+    config = {**CONFIG, "num_warps": 32, "registers": 64}
+    tuning_cache.check(KEY, config, HOPPER)
     with pytest.raises(ValueError, match="expected 16 warps at most, got 2048 lanes"):
-        tuning_cache.check(KEY, {**CONFIG, "num_warps": 32}, HOPPER._replace(warp=64))
+        tuning_cache.check(KEY, config, HOPPER._replace(warp=64))
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "file in the way", "unreadable"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .attention_configs import Rows, Tiles, rows_config, tiles_config
 from .backends import interpreting
+from .configs import MOST_REGISTERS
 from .launching import on_device, power_of_two, strides
 from .limits import limits_of
 from .resident import precision
@@ -56,7 +57,7 @@ class _Call:
         self.unit = math.gcd(VECTOR, d, e, *(step for x in rows for step in x.stride()[:3]))
         self.sizes = n, h, d // self.unit, e // self.unit
         # All registers a thread may have: left alone, ptxas spills some to fit in one program more.
-        self.registers = {"maxnreg": 255} if q.is_cuda and torch.version.hip is None else {}
+        self.registers = {"maxnreg": MOST_REGISTERS} if q.is_cuda and self.limits.registers else {}
         self.widths = {"BD": power_of_two(d, 16), "BE": power_of_two(e, 16)}
         self.kinds: dict[str, Any] = {
             "SIZED": key_size is not None,

@@ -20,20 +20,27 @@ RESIDENT_TOKENS = 1024
 ATTENTION_CHANNELS = 256
 # The first release whose loops can be told to keep nothing in registers from one sample to the next.
 TRITON_NEEDED = (3, 5)
+# The first release whose interpreter works with a NumPy that no longer turns arrays of one number into one, and that
+# NumPy.
+TRITON_INTERPRETS, NUMPY_STRICT = (3, 7), (2, 4)
 
 
-def _triton_release() -> tuple[int, ...] | None:
-    """Major and minor number of the installed Triton, without importing it; None where there is none."""
-    if importlib.util.find_spec("triton") is None:
+def _release(package: str, unknown: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Major and minor number of an installed package, without importing it; None where there is none.
+
+    Args:
+        unknown: what a build from source that left no metadata counts as.
+    """
+    if importlib.util.find_spec(package) is None:
         return None
     try:
-        return tuple(int(part) for part in version("triton").split(".")[:2])
+        return tuple(int(part) for part in version(package).split(".")[:2])
     except PackageNotFoundError:
-        # A build from source that left no metadata is its developer's, and new.
-        return TRITON_NEEDED
+        return unknown
 
 
-TRITON_RELEASE = _triton_release()
+# A Triton without metadata is its developer's, and new.
+TRITON_RELEASE, NUMPY_RELEASE = _release("triton", TRITON_NEEDED), _release("numpy", ()) or ()
 
 
 def interpreting() -> bool:
@@ -68,6 +75,10 @@ def why_not_triton(
         return "the kernels need Triton {}.{}, {}.{} is installed".format(*TRITON_NEEDED, *TRITON_RELEASE)
     if device.type == "cpu" and not interpreting():
         return "the tensors are on the CPU (set TRITON_INTERPRET=1 before the first import to run the kernels there)"
+    if device.type == "cpu" and TRITON_RELEASE < TRITON_INTERPRETS and NUMPY_RELEASE >= NUMPY_STRICT:
+        return "the interpreter of Triton {}.{} fails with NumPy {}.{}: install numpy<2.4 or triton>=3.7".format(
+            *TRITON_RELEASE, *NUMPY_RELEASE
+        )
     if device.type not in ("cpu", "cuda"):
         return f"Triton kernels run on CUDA and ROCm devices, not on {device.type}"
     if dtype not in TRITON_DTYPES:

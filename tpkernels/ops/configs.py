@@ -14,12 +14,14 @@ from .limits import Limits
 
 # Shared memory of devices whose tensor cores read both factors from it.
 LARGE_SHARED = 200 << 10
+# A thread's registers are handed out in eights, and an instruction can name so many.
+REGISTER_UNIT, MOST_REGISTERS = 8, 255
 
 
 class ResidentConfig(NamedTuple):
     """tile, block_d: rows and channels of a tile of the Gram matrix; rows: rows of N x N held at a time;
     segment, pooled: sorted tokens and channels averaged at a time; num_warps, num_stages: Triton's; per_processor:
-    programs on one."""
+    programs on one; registers: of a thread at most, 0 where the compiler chooses."""
 
     tile: int
     block_d: int
@@ -29,22 +31,35 @@ class ResidentConfig(NamedTuple):
     num_warps: int
     num_stages: int
     per_processor: int
+    registers: int
 
     def shared_bytes(self, element: int) -> int:
         """Shared memory that the tiles of the Gram matrix may take, in a type of so many bytes."""
         return self.num_stages * 2 * self.tile * self.block_d * element + self.tile * self.tile * 4
 
+    def held_registers(self, warp: int) -> int:
+        """Registers that a program of warps of so many lanes may hold."""
+        return -(-self.registers // REGISTER_UNIT) * REGISTER_UNIT * self.num_warps * warp
 
-def resident_config(n: int, k: int, dtype: torch.dtype, limits: Limits, *, interpreted: bool = False) -> ResidentConfig:
-    """The configuration for N tokens and K clusters."""
+
+def thread_registers(num_warps: int, per_processor: int, limits: Limits) -> int:
+    """All registers that a thread may have where so many programs share a multiprocessor; 0 where none are counted."""
+    share = limits.registers // (num_warps * limits.warp * per_processor)
+    return min(MOST_REGISTERS, share // REGISTER_UNIT * REGISTER_UNIT)
+
+
+def resident_config(
+    n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool = False, interpreted: bool = False
+) -> ResidentConfig:
+    """The configuration for N tokens and K clusters; ward: whether Ward's rounds run, as the method or the start."""
     width = power_of_two(n, 16)
     if interpreted:
         # The interpreter pays for every operation, not for what it holds.
-        return ResidentConfig(min(64, width), 64, max(2, min(width, 16384 // width)), 16, 64, 4, 1, 2)
-    return candidates(n, k, dtype, limits)[0]
+        return ResidentConfig(min(64, width), 64, max(2, min(width, 16384 // width)), 16, 64, 4, 1, 2, 0)
+    return candidates(n, k, dtype, limits, ward=ward)[0]
 
 
-def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[ResidentConfig]:
+def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool = False) -> list[ResidentConfig]:
     """Configurations that fit the device, the heuristic choice first: what autotuning measures."""
     width = power_of_two(n, 16)
     element = torch.empty(0, dtype=dtype).element_size()
@@ -69,10 +84,15 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
         ]
     found = []
     for warps, held, tile, block_d, per_processor in shapes:
-        rows = max(2, min(width, held // width))
+        # Ward's rows need four old distances for each new one; with more at a time Triton 3.6 spills.
+        halved = 2 if ward and width >= 128 and limits.warp == 32 else 1
+        rows = max(2, min(width, held // width // halved))
         config = ResidentConfig(
-            min(tile, width), max(16, block_d), rows, 16, held // (16 if large else 64), warps, 2, per_processor
-        )
+            min(tile, width), max(16, block_d), rows, 16, held // (16 if large else 64), warps, 2, per_processor,
+            thread_registers(warps, per_processor, limits),
+        )  # fmt: skip
         if config.shared_bytes(element) * per_processor <= limits.shared_bytes and config not in found:
             found.append(config)
-    return found or [ResidentConfig(16, 16, max(2, min(width, 1024 // width)), 16, 64, 4, 1, 1)]
+    return found or [
+        ResidentConfig(16, 16, max(2, min(width, 1024 // width)), 16, 64, 4, 1, 1, thread_registers(4, 1, limits))
+    ]

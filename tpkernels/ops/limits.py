@@ -7,15 +7,20 @@ from typing import NamedTuple
 
 import torch
 
+# Of every multiprocessor that NVIDIA has made since 2012.
+REGISTERS = 64 << 10
+
 
 class Limits(NamedTuple):
     """processors: multiprocessors (compute units); shared_bytes: shared memory that one block may ask for;
-    l2_bytes: second-level cache; warp: lanes of a warp."""
+    l2_bytes: second-level cache; warp: lanes of a warp; registers: of a multiprocessor, of 32 bits, 0 where compilers
+    take no limit on them."""
 
     processors: int
     shared_bytes: int
     l2_bytes: int
     warp: int
+    registers: int = REGISTERS
 
 
 # Off the GPU kernels run in Triton's interpreter: one processor, so that tests walk the persistent loops.
@@ -40,4 +45,5 @@ def _limits_of_gpu(index: int) -> Limits:
         shared,
         getattr(found, "L2_cache_size", 0) or 4 << 20,
         getattr(found, "warp_size", 32),
+        0 if torch.version.hip is not None else getattr(found, "regs_per_multiprocessor", 0) or REGISTERS,
     )

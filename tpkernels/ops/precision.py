@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+# What torch's autocast knows in every release that this library takes.
+AUTOCASTS = ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float64 stays float64, every other type computes in float32."""
@@ -16,4 +19,9 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def full_precision(x: Tensor) -> AbstractContextManager:
     """Keeps autocast from turning the products inside an operation into half precision."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
+
+
+def _has_autocast(kind: str) -> bool:
+    # torch 2.11 cannot trace is_autocast_available, so compiled code asks the list alone.
+    return kind in AUTOCASTS or (not torch.compiler.is_compiling() and torch.amp.is_autocast_available(kind))

@@ -27,23 +27,27 @@ def precision() -> str:
     return "ieee" if torch.version.hip is not None else "tf32x3"
 
 
-def config_of(x: Tensor, k: int, method: str) -> ResidentConfig:
-    """The tuned configuration for x [B, N, D] and K clusters where there is one, else the heuristic."""
+def config_of(x: Tensor, k: int, method: str, ward: bool = False) -> ResidentConfig:
+    """The tuned configuration for x [B, N, D] and K clusters where there is one, else the heuristic.
+
+    Args:
+        ward: whether Ward's rounds run, as the method or as the start.
+    """
     n = x.shape[1]
     found = tuning.lookup(tuning.resident_key(n, k, x.shape[2], x.dtype, method), x.device)
     if found is not None:
         return ResidentConfig(**found)
-    return resident_config(n, k, x.dtype, limits_of(x.device), interpreted=not x.is_cuda)
+    return resident_config(n, k, x.dtype, limits_of(x.device), ward=ward, interpreted=not x.is_cuda)
 
 
-def programs(batch: int, scratch: int, matrix: int, config: ResidentConfig, limits: Limits) -> int:
+def programs(batch: int, scratch: int, matrices: int, config: ResidentConfig, limits: Limits) -> int:
     """Programs that take the samples by turns: as many as run at once, and whose matrices stay in the L2 cache.
 
     Args:
-        scratch, matrix: bytes that a program writes in all, and its Gram matrix alone.
+        scratch, matrices: bytes that a program writes in all, and those of them that are N x N.
     """
     most = config.per_processor * limits.processors
-    cached = max(limits.processors, limits.l2_bytes // matrix)
+    cached = max(limits.processors, limits.l2_bytes // matrices)
     return max(1, min(batch, most, cached, SCRATCH_BYTES // scratch))
 
 
@@ -91,7 +95,8 @@ def cluster(
     # A gathered token is not weighed.
     pool_weight = None if gathers else pool_weight
     flags = None if mask is None else mask.view(torch.uint8)
-    limits, config = limits_of(x.device), config_of(x, k, method)
+    ward = "ward" in (method, init)
+    limits, config = limits_of(x.device), config_of(x, k, method, ward)
     codes: dict[str, Any] = {
         "ward": sample.WARD, "kmeans": sample.MEANS, "kmedoids": sample.MEDOIDS,
         "center": sample.CENTER, "mean": sample.MEAN, "medoid": sample.MEDOID,
@@ -104,13 +109,14 @@ def cluster(
     width, slots = power_of_two(n, 16), power_of_two(k, 16)
     line = -(-n // 16) * 16
     second = output != "mean" if method == "ward" else init == "ward"
-    floats = 11 * width + 2 * slots + -(-d // 16) * 16 + (1 + second) * n * line
+    matrices = (1 + second) * n * line
+    floats = 11 * width + 2 * slots + -(-d // 16) * 16 + matrices
     floats += k * line if method == "kmeans" else 0
     floats = -(-floats // 16) * 16
     ints = (11 + max_iter) * width + 5 * slots + 16
     scratch = 4 * (floats + ints)
     split = splits(b, n, scratch, limits)
-    count = b if split else programs(b, scratch, 4 * n * line, config, limits)
+    count = b if split else programs(b, scratch, 4 * matrices, config, limits)
     room = torch.empty(count * floats, dtype=torch.float32, device=x.device)
     counters = torch.empty(count * ints, dtype=torch.int32, device=x.device)
 
@@ -130,9 +136,12 @@ def cluster(
         "R": config.rows, "S": config.segment, "P": config.pooled,
     }  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    if x.is_cuda and torch.version.hip is None:
-        # All registers a thread may have: left alone, ptxas spills some to fit in one program more.
-        options["maxnreg"] = 255
+    if x.is_cuda and config.registers:
+        # Left alone, ptxas spills some registers to fit in one program more.
+        options["maxnreg"] = config.registers
+    if x.is_cuda and ward:
+        # A fused multiply-add rounds a distance and its mirror image differently, and Ward needs them equal.
+        options["enable_fp_fusion"] = False
     sizes = n, d, k, max_iter, line, floats, ints
     with on_device(x):
         if split:

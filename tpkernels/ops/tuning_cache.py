@@ -2,7 +2,7 @@
 
 JSON, one file for a device, a torch and a Triton; it is used whole or not at all:
 
-    {"schema": 1, "device": {"name": ..., "torch": ..., ...}, "configs": {key: {field: integer, ...}, ...}}
+    {"schema": 2, "device": {"name": ..., "torch": ..., ...}, "configs": {key: {field: integer, ...}, ...}}
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from ..files import replace
-from .configs import ResidentConfig
+from .configs import MOST_REGISTERS, ResidentConfig
 from .limits import Limits, limits_of
 
 # Raised whenever a key or a field changes its meaning; part of the file's name, so that releases do not overwrite each
 # other's.
-SCHEMA = 1
+SCHEMA = 2
 VARIABLE = "TPKERNELS_CACHE"
 # Every key that there can be takes less.
 MOST_BYTES = 1 << 20
@@ -44,6 +44,7 @@ RANGES = {
     "num_warps": (1, 32, True),
     "num_stages": (1, 8, False),
     "per_processor": (1, 32, False),
+    "registers": (0, MOST_REGISTERS, False),
 }
 ELEMENTS = {"float32": 4, "float16": 2, "bfloat16": 2}
 KEY = re.compile(r"resident/[a-z]{1,16}/(float32|float16|bfloat16)/n(\d{2,7})/k(\d{2,7})/d(\d{2,7})", re.ASCII)
@@ -178,11 +179,14 @@ def check(key: str, config: Any, limits: Limits | None = None) -> None:
             raise ValueError(f"{key}: {name}: expected {kind} from {least} to {most}, got {_short(value)}")
     if limits is None:
         return
-    need, lanes = ResidentConfig(**config).shared_bytes(ELEMENTS[match[1]]), config["num_warps"] * limits.warp
+    made, lanes = ResidentConfig(**config), config["num_warps"] * limits.warp
+    need, held = made.shared_bytes(ELEMENTS[match[1]]), made.held_registers(limits.warp)
     if need > limits.shared_bytes:
         raise ValueError(f"{key}: expected tiles within {limits.shared_bytes} bytes of shared memory, got {need}")
     if lanes > MOST_LANES:
         raise ValueError(f"{key}: num_warps: expected {MOST_LANES // limits.warp} warps at most, got {lanes} lanes")
+    if held > limits.registers:
+        raise ValueError(f"{key}: registers: expected {limits.registers} at most in a program, got {held}")
 
 
 def _whole(value: Any) -> bool:
