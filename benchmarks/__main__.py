@@ -1,4 +1,6 @@
-"""`python -m benchmarks`: kernels, scaling, peers, plots, report, all; compile, autotune and tax are passed on."""
+"""`python -m benchmarks`: kernels, scaling, peers, sweep, large, plots, report, all; compile, autotune, tax and device
+are passed on.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import memory
+from . import drive, memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 GROUPS = ("kernels", "scaling", "peers")
+# For a closer look, no part of all.
+CLOSER = ("sweep", "large")
 PASSED_ON = {
     "compile": "build every kernel for every target, without a GPU",
     "autotune": "measure configurations here",
     "tax": "pooled models beside sliced ones; no part of all, for it takes hours",
+    "device": "all that a machine with a GPU can tell in minutes: checks, times, counters",
 }
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -35,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True, help=memory.HELP)
     common.add_argument("--case", help="only cases whose name or shape contains this text")
     common.add_argument("--provider", help="only providers whose name contains this text")
+    drive.add_options(common)
     common.add_argument(
         "--document", type=Path, help="where report puts its tables (default: docs/benchmarks.md; with --quick nowhere)"
     )
@@ -42,8 +49,10 @@ def parser() -> argparse.ArgumentParser:
         "kernels": "images of tokens in batches: this library's backends and PyTorch's own means",
         "scaling": "large samples: time per iteration and memory as N and B grow",
         "peers": "other packages on the same inputs",
+        "sweep": "the main cases, and what runs the same compiled kernels; no part of all",
+        "large": "samples of several launches; no part of all",
         "plots": "draw the results as PNG",
-        "report": "the results as tables, into the document between its markers",
+        "report": "the results as tables, into the document between their markers, and what the README says of GPUs",
         "all": "kernels, scaling, peers, plots, report; before them compile where there is a GPU",
     }
     for name, text in helps.items():
@@ -65,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in PASSED_ON:
         return _pass_on(argv[0], argv[1:])
     options = parser().parse_args(argv)
+    # A worker is started with the same.
+    options.argv = argv
     _check(options)
     # Libraries read these when they are first imported, which is why everything else is imported below.
     if options.threads is not None:
@@ -72,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .errors import Refusal
 
     try:
+        drive.check_options(options)
         return _run(options)
     except Refusal as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -83,6 +95,8 @@ def _pass_on(command: str, arguments: list[str]) -> int:
         from . import compile as tool
     elif command == "tax":
         from . import tax as tool
+    elif command == "device":
+        from .device import command as tool
     else:
         from . import autotune as tool
     return tool.main(arguments) or 0
@@ -100,12 +114,14 @@ def _check(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> int:
     status = 0
     groups = GROUPS if options.command == "all" else (options.command,)
-    if options.command in ("all", *GROUPS):
+    if options.command in ("all", *GROUPS, *CLOSER):
         from . import session
 
-        if options.command == "all" and session.wants_compile(options.compile, options.device):
+        if options.command == "all" and not options.worker and session.wants_compile(options.compile, options.device):
             status = _pass_on("compile", [])
         red = session.measure(groups, options)
+        if options.worker:
+            return 0
         status = max(status, 1 if red else 0)
     if options.command in ("all", "plots"):
         from . import plots
@@ -113,10 +129,12 @@ def _run(options: argparse.Namespace) -> int:
         for path in plots.draw(options.output, options.quick):
             print(f"drawn: {path}")
     if options.command in ("all", "report"):
-        from . import report
+        from . import readme, reports
 
         document = options.document or (None if options.quick else DOCUMENT)
-        print(report.write(options.output, document, options.quick))
+        print(reports.write(reports.KINDS, options.output, document, options.quick))
+        if document == DOCUMENT:
+            print(readme.write(options.output, README))
     return status
 
 

@@ -14,7 +14,8 @@ TOKENS_PER_CLUSTER = 32
 class Case:
     """One problem: x [B, N, D] into K clusters.
 
-    method: ward, kmedoids or kmeans. init: "topk" (the K tokens of highest weight) or "strided" (evenly spaced).
+    method: ward, kmedoids or kmeans. init: "topk" (the K tokens of highest weight), "strided" (evenly spaced)
+    or "ward" (Ward's clusters).
     weighted: whether tokens count by their weight; without it the start stays the same. tokens: "structured" (low rank
     and spatially correlated, as a transformer's are) or "random" (independent normal numbers). dtype: of x.
     """
@@ -100,7 +101,29 @@ def peers(device: str) -> list[Case]:
     return cases if device == "cpu" else [replace(case, dtype="bfloat16") for case in cases]
 
 
-GROUPS = {"kernels": kernels, "scaling": scaling, "peers": peers}
+def sweep(device: str) -> list[Case]:
+    """The main cases, and what runs the same compiled kernels: batch, channels, clusters, iterations, other tokens."""
+    batch, others = (256, (1, 132, 264)) if device == "cuda" else (32, (1, 2))
+    found = []
+    for case in _three(batch, 196, 384, 98):
+        found += [case, *(replace(case, b=b) for b in others), *(replace(case, d=d) for d in (64, 768))]
+        if case.method == "ward":
+            found += [*(replace(case, k=k) for k in (66, 128)), replace(case, tokens="random")]
+        else:
+            found += [replace(case, iters=iters) for iters in (0, 1, 2)]
+    return found if device == "cpu" else [replace(case, dtype="bfloat16") for case in found]
+
+
+def large(device: str) -> list[Case]:
+    """Samples that take three launches or more: images of 24 x 24 tokens, and one long sample."""
+    if device == "cpu":
+        return [*_three(2, 576, 64, 288), *(_large(method, 1, 4096, 128, 1000) for method in ("kmedoids", "kmeans"))]
+    found = _three(64, 576, 1024, 288)
+    found += [_large(method, 8, 32_768, 128, 1000) for method in ("kmedoids", "kmeans")]
+    return [replace(case, dtype="bfloat16") for case in found]
+
+
+GROUPS = {"kernels": kernels, "scaling": scaling, "peers": peers, "sweep": sweep, "large": large}
 
 
 def quick(cases: list[Case]) -> list[Case]:

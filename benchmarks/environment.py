@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,6 +74,35 @@ def load() -> float:
 def device_name(device: torch.device) -> str:
     """What rows call a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What all rows of a run share: when it began, of which code and packages, on which device."""
+    return {
+        "run": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "library": library_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": version_of("triton"),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "load": load(),
+    }
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a GPU answers this process no more: after an illegal access every call raises."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+        torch.ones(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
 
 
 def slug(name: str) -> str:

@@ -143,8 +143,8 @@ def reference_labels(case: Case, x: Tensor, weight: Tensor | None, start: Tensor
 
 
 def _can_finish(case: Case) -> bool:
-    if case.method == "ward":
-        return case.n <= REFERENCE_WARD_TOKENS
+    if "ward" in (case.method, case.init) and case.n > REFERENCE_WARD_TOKENS:
+        return False
     return case.n * case.k * case.d <= REFERENCE_ELEMENTS
 
 
@@ -152,7 +152,8 @@ def _loops(case: Case, x: Tensor, weight: Tensor | None, start: Tensor) -> Tenso
     if case.method == "ward":
         return reference.ward(x, case.k, weight).assignment
     solve = reference.kmedoids if case.method == "kmedoids" else reference.kmeans
-    return solve(x, case.k, weight, init=start.tolist(), max_iter=case.iters).assignment
+    init = "ward" if case.init == "ward" else start.tolist()
+    return solve(x, case.k, weight, init=init, max_iter=case.iters).assignment
 
 
 def _twin(case: Case, x: Tensor, weight: Tensor | None, start: Tensor) -> Tensor:
@@ -160,7 +161,8 @@ def _twin(case: Case, x: Tensor, weight: Tensor | None, start: Tensor) -> Tensor
     if case.method == "ward":
         return tpkernels.ward(x, case.k, weight, backend="torch").assignment[0]
     solve = tpkernels.kmedoids if case.method == "kmedoids" else tpkernels.kmeans
-    return solve(x, case.k, weight, init=start[None], max_iter=case.iters, backend="torch").assignment[0]
+    init = "ward" if case.init == "ward" else start[None]
+    return solve(x, case.k, weight, init=init, max_iter=case.iters, backend="torch").assignment[0]
 
 
 def _hold_twin_to_reference(case: Case, x: Tensor, weight: Tensor | None) -> None:

@@ -6,8 +6,7 @@ is kept instead of run. What is compiled is then what a device would compile: no
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from .calls import Call, calls
+from .calls import LAUNCHERS, Call, calls, launcher
 from .targets import Target
 
 
@@ -95,9 +94,10 @@ def recording(target: Target) -> Iterator[list[tuple[Any, tuple[Any, ...], dict[
 
 
 def _operations() -> list[Any]:
-    from tpkernels import ops
-
-    return [importlib.import_module(f"tpkernels.ops.{found.name}") for found in pkgutil.iter_modules(ops.__path__)]
+    """The launchers' modules and all that they import; those of compiled loops need packages that may not be there."""
+    for name in LAUNCHERS:
+        launcher(name)
+    return [module for name, module in sys.modules.items() if name.startswith("tpkernels.ops.")]
 
 
 def source(launch: Launch) -> tuple[Any, dict[str, Any]]:

@@ -6,7 +6,6 @@ the call that is. Other packages are in `peers`.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 
@@ -14,9 +13,11 @@ import torch
 from torch import Tensor
 
 import tpkernels
+from tpkernels.ops.backends import interpreting
 
 from . import eager
 from .cases import Case
+from .device.journal import rehearsing
 from .errors import Refusal
 from .inputs import Inputs
 
@@ -67,29 +68,33 @@ class Library(Provider):
         self.options: dict[str, str] = {}
 
     def why_not(self, case: Case, device: torch.device) -> str | None:
-        if self.backend == "triton" and device.type == "cpu":
-            if os.environ.get("TRITON_INTERPRET", "0") == "1":
-                return "Triton's interpreter checks results; its time says nothing"
-            return "Triton kernels need a GPU"
+        if self.backend == "triton" and device.type == "cpu" and not (interpreting() and rehearsing()):
+            return (
+                "Triton's interpreter checks results; its time says nothing"
+                if interpreting()
+                else "Triton kernels need a GPU"
+            )
         # No samples: the arguments are checked and nothing runs.
         empty = torch.empty(0, case.n, case.d, dtype=getattr(torch, case.dtype), device=device)
         try:
-            self._solve(case, empty, None, torch.empty(0, case.k, dtype=torch.int64, device=device))
+            self.clusters(Inputs(case, empty, None, torch.empty(0, case.k, dtype=torch.int64, device=device)))
         except RuntimeError as error:
             return str(error)
         return None
 
-    def _solve(self, case: Case, x: Tensor, weight: Tensor | None, start: Tensor) -> Tensor:
+    def clusters(self, inputs: Inputs) -> tpkernels.Clusters:
+        """All that the library returns for a case."""
+        case, weight = inputs.case, inputs.weight
         if case.method == "ward":
-            return tpkernels.ward(x, case.k, weight, backend=self.backend).assignment
+            return tpkernels.ward(inputs.x, case.k, weight, backend=self.backend)
         cluster = tpkernels.kmedoids if case.method == "kmedoids" else tpkernels.kmeans
-        # The library finds a weighted top-K start itself, within the time; another is given to everyone.
-        init = "topk" if case.init == "topk" and weight is not None else start
-        more = {"init": init, "max_iter": case.iters, "backend": self.backend, **self.options}
-        return cluster(x, case.k, weight, **more).assignment
+        # The library finds these starts itself, within the time; another is given to everyone.
+        own = case.init == "ward" or (case.init == "topk" and weight is not None)
+        more = {"init": case.init if own else inputs.start, "max_iter": case.iters, "backend": self.backend}
+        return cluster(inputs.x, case.k, weight, **more, **self.options)
 
     def prepare(self, inputs: Inputs) -> Call:
-        return lambda: self._solve(inputs.case, inputs.x, inputs.weight, inputs.start)
+        return lambda: self.clusters(inputs).assignment
 
 
 class Swaps(Library):
@@ -185,7 +190,7 @@ def providers_of(group: str, only: str | None = None) -> list[Provider]:
     """
     from .peers import LARGE, PEERS
 
-    others = {"kernels": LARGE, "scaling": LARGE, "peers": (Swaps(), *PEERS, Bipartite())}[group]
+    others = {"kernels": LARGE, "scaling": LARGE, "peers": (Swaps(), *PEERS, Bipartite())}.get(group, ())
     everyone = [*OWN, *others]
     found = [provider for provider in everyone if only is None or only in provider.name]
     if not found:

@@ -11,7 +11,8 @@ from pathlib import Path
 from .errors import Refusal
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """A value as a cell; None is empty, numbers have six digits."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -20,19 +21,20 @@ def _text(value: object) -> str:
 
 
 def encode(columns: Sequence[str], records: Sequence[Mapping[str, object]], header: bool = False) -> str:
-    """Records as lines of CSV; None is empty, numbers have six digits."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    """Records as lines of CSV."""
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines, lineterminator="\n")
     if header:
         writer.writerow(columns)
-    writer.writerows([_text(record[name]) for name in columns] for record in records)
-    return text.getvalue()
+    writer.writerows([text(record[name]) for name in columns] for record in records)
+    return lines.getvalue()
 
 
 def append(path: Path, columns: Sequence[str], records: Sequence[Mapping[str, object]]) -> None:
     """Adds records to a file, all of them or none; a new file gets the header.
 
-    They are written in one piece at the end, so that two runs do not cut each other's lines.
+    They are written in one piece at the end, so that two runs do not cut each other's lines, and are on the disk when
+    this returns, so that a run that is killed afterwards has them.
 
     Raises:
         Refusal: the file has another header, or its last line was cut off.
@@ -42,7 +44,15 @@ def append(path: Path, columns: Sequence[str], records: Sequence[Mapping[str, ob
     new = not path.exists() or path.stat().st_size == 0
     if not new:
         check(path, columns)
-    data = encode(columns, records, header=new).encode()
+    append_whole(path, encode(columns, records, header=new).encode())
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Adds bytes to the end of a file, all of them or none; they are on the disk when this returns.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(handle).st_size
@@ -50,6 +60,7 @@ def append(path: Path, columns: Sequence[str], records: Sequence[Mapping[str, ob
         if written != len(data):
             os.ftruncate(handle, size)
             raise OSError(f"{path}: {written} of {len(data)} bytes could be written, none were kept")
+        os.fsync(handle)
     finally:
         os.close(handle)
 

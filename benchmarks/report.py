@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import results
-from .errors import Refusal
 from .results import Measured, Record, number, time_ms
 
+KIND, COMMANDS = "", ("kernels", "scaling", "peers")
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TITLES = {
     "kernels": "Batches of images",
     "peers": "Other packages",
     "scaling": "Large samples",
+    "large": "Samples of several launches",
+    "sweep": "What the main cases' time follows",
 }
 OURS = "tpkernels"
 
@@ -78,6 +80,25 @@ def _scaling_cell(record: Record, iters: int, on_gpu: bool) -> str:
     return ", ".join(parts)
 
 
+def sweep_table(measured: Sequence[Measured], on_gpu: bool) -> str:
+    """Cases that run one compiled kernel: this library's time over the floor, on a GPU in microseconds too."""
+    header = ["B", "N", "D", "K", "iterations", "tokens", "over floor", "objective"]
+    header += ["p50 us", "graph p50 us"] if on_gpu else []
+    lines = []
+    for case in measured:
+        for record in (one for one in case.ok() if one["provider"].startswith(OURS)):
+            cells = [f"{case.b}", f"{case.n}", f"{case.d}", f"{case.k}", f"{case.iters or '-'}", record["tokens"]]
+            cells += [ratio(number(record, "over_floor")), f"{float(record['objective_ratio']):.4f}"]
+            if on_gpu:
+                cells += [_us(number(record, "p50_ms")), _us(number(record, "graph_p50_ms"))]
+            lines.append(cells)
+    return table(header, lines)
+
+
+def _us(ms: float | None) -> str:
+    return "-" if ms is None else f"{1e3 * ms:,.1f}"
+
+
 def not_timed(measured: Sequence[Measured]) -> list[str]:
     """A line for each provider and reason, and for how many cases; wrong answers first."""
     counts: dict[tuple[str, str], int] = {}
@@ -101,6 +122,11 @@ def section(measured: Sequence[Measured]) -> str:
         cases = [case for case in measured if case.group == group and case.ok()]
         if cases:
             parts.append(f"#### {title}")
+        if group == "sweep":
+            for method in dict.fromkeys(case.records[0]["method"] for case in cases):
+                chosen = [case for case in cases if case.records[0]["method"] == method]
+                parts += [f"**{method}**, {chosen[0].dtype}", sweep_table(chosen, on_gpu)]
+            continue
         if group != "scaling":
             parts += [part for case in cases for part in (_heading(case), case_table(case, on_gpu))]
             continue
@@ -121,34 +147,5 @@ def _heading(case: Measured) -> str:
 
 
 def text(folder: Path, quick: bool = False) -> str:
-    """The tables of every device in a folder.
-
-    Raises:
-        Refusal: no results there, or a file of another make.
-    """
-    paths = results.files(folder, quick)
-    if not paths:
-        raise Refusal(f"--output: expected results as CSV in {folder}; run kernels, scaling or peers first")
-    return "\n\n".join(section(results.read(path)) for path in paths)
-
-
-def replace_between(document: str, tables: str) -> str:
-    """The document with what is between its markers replaced.
-
-    Raises:
-        Refusal: it has not one pair of markers in order.
-    """
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise Refusal(f"--document: expected one {BEGIN} and one {END} after it")
-    before, rest = document.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
-
-
-def write(folder: Path, document: Path | None, quick: bool = False) -> str:
-    """The tables, also put between the document's markers where one is given."""
-    tables = text(folder, quick)
-    if document is not None:
-        if not document.is_file():
-            raise Refusal(f"--document: no file at {document}")
-        document.write_text(replace_between(document.read_text(), tables))
-    return tables
+    """The tables of every device in a folder; Refusal where a file is of another make."""
+    return "\n\n".join(section(results.read(path)) for path in results.files(folder, quick, KIND))

@@ -9,6 +9,8 @@ from pathlib import Path
 from . import rows
 
 QUICK = "-quick"
+# What else than clustering has files of its own beside it.
+KINDS = ("tax", "attention")
 Record = dict[str, str]
 NUMBERS = ("p50_ms", "graph_p50_ms", "peak_mb", "over_floor", "objective_ratio", "floor_ms")
 
@@ -47,9 +49,24 @@ def time_ms(record: Record) -> float:
     return float(record["graph_p50_ms"] or record["p50_ms"])
 
 
-def files(folder: Path, quick: bool = False) -> list[Path]:
-    """The files of results in a folder, quick runs' or the others'."""
-    return sorted(path for path in folder.glob("*.csv") if path.stem.endswith(QUICK) is quick)
+def file_name(device: str, quick: bool = False, kind: str = "") -> str:
+    """A file of results by its device's slug; quick runs have their own, for their times are of other cases.
+
+    Args:
+        kind: of KINDS; "" for clustering.
+    """
+    return f"{device}{f'-{kind}' if kind else ''}{QUICK if quick else ''}.csv"
+
+
+def files(folder: Path, quick: bool = False, kind: str = "") -> list[Path]:
+    """The files of one kind of results in a folder, quick runs' or the others'."""
+
+    def is_one(stem: str) -> bool:
+        named = stem.removesuffix(QUICK)
+        kinds = [other for other in KINDS if named.endswith(f"-{other}")]
+        return stem.endswith(QUICK) is quick and kinds == ([kind] if kind else [])
+
+    return sorted(path for path in folder.glob("*.csv") if is_one(path.stem))
 
 
 def latest(records: Iterable[Record]) -> list[Measured]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from . import records
 
+OUT_OF_MEMORY = "failed: out of memory"
+
 
 @dataclass(kw_only=True)
 class Row:
@@ -63,9 +65,32 @@ class Row:
     over_floor: float | None = None
     note: str = ""
 
+    @property
+    def subject(self) -> str:
+        """Who is measured."""
+        return self.provider
+
+    @property
+    def part(self) -> str:
+        """The part of its case that is measured together: all of it."""
+        return ""
+
 
 COLUMNS = tuple(field.name for field in fields(Row))
 TIMES = ("p20_ms", "p50_ms", "p99_ms", "graph_p50_ms", "cold_ms", "over_floor")
+KEY = ("group", "case", "b", "n", "d", "k", "iters", "dtype", "provider")
+
+
+def key(row: Row) -> tuple[str, ...]:
+    """What tells a row from the others of its run, as text."""
+    return tuple(records.text(getattr(row, name)) for name in KEY)
+
+
+def red(provider: str, status: str) -> bool:
+    """Whether a row says that something is amiss; memory that another package ran out of is its own affair."""
+    if status.startswith(OUT_OF_MEMORY):
+        return provider.startswith("tpkernels")
+    return status.startswith(("wrong", "failed"))
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,8 +12,11 @@ from typing import Any
 
 import torch
 
-from . import environment, floors, gpu, timing
+from . import environment, floors, gpu, rows, timing
 from .cases import Case
+from .course import Course
+from .deadline import Until
+from .errors import DeviceLost
 from .gate import Gate, Verdict
 from .inputs import Inputs, make_inputs
 from .providers import Provider
@@ -38,6 +39,23 @@ class Entry:
     graph_ms: list[float] = field(default_factory=list)
 
 
+def blank_row(facts: dict[str, Any], kind: str, group: str, case: Case, provider: Provider) -> Row:
+    """A row before anything has run.
+
+    Args:
+        facts: of `environment.facts`. kind: of device, "cpu" or "cuda".
+    """
+    version = environment.version_of(provider.package) if provider.package else ""
+    return Row(
+        **facts, package=f"{provider.package} {version}" if version else "",
+        runs_on="cpu" if provider.on_cpu else kind, group=group, case=case.name,
+        provider=provider.name, solves=provider.solves, method=case.method,
+        init="" if case.method == "ward" else case.init,
+        weighted=provider.weighted(case), tokens=case.tokens, dtype=case.dtype,
+        b=case.b, n=case.n, d=case.d, k=case.k, iters=case.iters, status="failed: it never ran",
+    )  # fmt: skip
+
+
 class Runner:
     """Runs cases on one device.
 
@@ -45,43 +63,51 @@ class Runner:
         red: how many rows were wrong or failed (memory that another package ran out of is not counted).
     """
 
-    def __init__(self, device: torch.device, budget: Budget) -> None:
-        self.device, self.budget = device, budget
+    def __init__(
+        self,
+        device: torch.device,
+        budget: Budget,
+        facts: dict[str, Any] | None = None,
+        course: Course | None = None,
+    ) -> None:
+        self._course = course or Course()
+        self.device, self.budget = device, Until(budget, self._course.deadline)
         self.red = 0
-        self._facts = {
-            "run": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": environment.commit(),
-            "library": environment.library_version(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "triton": environment.version_of("triton"),
-            "device": environment.device_name(device),
-            "threads": torch.get_num_threads(),
-            "load": environment.load(),
-        }
+        self._facts = facts or environment.facts(device)
         self._watch = gpu.Stopwatch(device) if device.type == "cuda" else None
         self._bandwidth = gpu.bandwidth_gbs(device) if device.type == "cuda" else None
         self._load_libraries()
 
     def run(self, group: str, case: Case, providers: Sequence[Provider]) -> list[Row]:
-        """The rows of one case, in the order of its providers that take such a method."""
+        """The rows of one case, in the order of its providers that take such a method.
+
+        Red rows are written at once, the others when all of the case's times are final.
+
+        Raises:
+            DeviceLost: in the hands of a provider, whose row has been written.
+        """
         sets = self._input_sets(case)
         gate = Gate(sets[0])
-        rows, entries = [], []
+        found, entries = [], []
         for provider in (provider for provider in providers if case.method in provider.methods):
-            row = self._row(group, case, provider)
-            rows.append(row)
+            row = blank_row(self._facts, self.device.type, group, case, provider)
+            found.append(row)
+            self._course.mark(provider.name, "being asked")
             reason = provider.why_not(case, self.device)
             if reason is not None:
                 row.status = f"skipped: {reason}"
                 continue
-            entry = self._attempt(row, functools.partial(self._first, provider, row, sets, gate))
+            entry = self._attempt(row, "the first call", functools.partial(self._first, provider, row, sets, gate))
             if entry is not None:
                 entries.append(entry)
-        entries = [entry for entry in entries if self._attempt(entry.row, functools.partial(self._extras, entry))]
+        entries = [
+            entry for entry in entries
+            if self._attempt(entry.row, "memory and graph", functools.partial(self._extras, entry))
+        ]  # fmt: skip
         if entries:
             self._time(entries, sets)
-        return rows
+        self._write([row for row in found if row.status.startswith(("ok", "skipped"))])
+        return found
 
     def _input_sets(self, case: Case) -> list[Inputs]:
         first = make_inputs(case, self.device)
@@ -95,32 +121,39 @@ class Runner:
         ]
         return [*distinct, *copies]
 
-    def _row(self, group: str, case: Case, provider: Provider) -> Row:
-        version = environment.version_of(provider.package) if provider.package else ""
-        init = "" if case.method == "ward" else case.init
-        return Row(
-            **self._facts, package=f"{provider.package} {version}" if version else "",
-            runs_on="cpu" if provider.on_cpu else self.device.type, group=group, case=case.name,
-            provider=provider.name, solves=provider.solves, method=case.method, init=init,
-            weighted=provider.weighted(case), tokens=case.tokens, dtype=case.dtype,
-            b=case.b, n=case.n, d=case.d, k=case.k, iters=case.iters, status="failed: it never ran",
-        )  # fmt: skip
+    def _write(self, found: Sequence[Row]) -> None:
+        self._course.ledger.add(found)
+        self.red += sum(rows.red(row.provider, row.status) for row in found)
 
-    def _attempt(self, row: Row, step: Callable[[], Any]) -> Any:
-        """What a step gives; where it raises, the row says so and loses its times, and the run goes on."""
+    def _attempt(self, row: Row, name: str, step: Callable[[], Any]) -> Any:
+        """What a step gives; where it raises, the row says so, and the run goes on."""
+        self._course.mark(row.provider, name)
+        found = None
         try:
-            return step()
-        except torch.OutOfMemoryError as error:
-            row.status = f"failed: out of memory, {str(error).splitlines()[0]}"
-            self.red += row.provider.startswith("tpkernels")
+            found = step()
         except Exception as error:
-            # Told in full here, in the row and by the exit code: one provider's failure must not cost the others' rows.
-            traceback.print_exc(file=sys.stderr)
-            row.status = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            self.red += 1
+            self._fail(row, error)
+        self._course.mark("")
+        return found
+
+    def _fail(self, row: Row, error: Exception) -> None:
+        """Writes a row without times that says what was raised.
+
+        Raises:
+            DeviceLost: nothing can run in this process any more.
+        """
         for name in TIMES:
             setattr(row, name, None)
-        return None
+        if isinstance(error, torch.OutOfMemoryError):
+            row.status = f"{rows.OUT_OF_MEMORY}, {str(error).splitlines()[0]}"
+            self._write([row])
+            return
+        # Told in full here, in the row and by the exit code: one provider's failure must not cost the others' rows.
+        traceback.print_exc(file=sys.stderr)
+        row.status = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self._write([row])
+        if environment.is_lost(self.device):
+            raise DeviceLost(f"{row.provider}, {row.case}: {row.status}") from error
 
     def _first(self, provider: Provider, row: Row, sets: list[Inputs], gate: Gate) -> Entry | None:
         """The first call, its time and the gate's word on its labels; an entry where they pass."""
@@ -132,7 +165,7 @@ class Runner:
         verdict = self._judge(provider, row, gate, found[0])
         if verdict.wrong is not None:
             row.status = f"wrong: {verdict.wrong}"
-            self.red += 1
+            self._write([row])
             return None
         row.cold_ms = cold
         return Entry(provider, row, calls, Timed(lambda turn: calls[turn % len(calls)]()), on_gpu)
@@ -158,19 +191,43 @@ class Runner:
     def _time(self, entries: list[Entry], sets: list[Inputs]) -> None:
         """Times the entries, warm by now, beside the floor, and completes their rows."""
         case = sets[0].case
+        self._course.mark("")
         floor = Timed(lambda turn: floors.distance_product(sets[turn % len(sets)]))
         floor.call(0)
         for on_gpu in (False, True):
-            group = [entry.timed for entry in entries if entry.on_gpu is on_gpu]
-            group = [floor, *group] if on_gpu is (self.device.type == "cuda") else group
-            measure = self._watch.event_ms if on_gpu and self._watch else timing.settled_ms
-            timing.alternate(group, self.budget, measure)
+            group = [entry for entry in entries if entry.on_gpu is on_gpu]
+            self._take_turns(group, [floor] if on_gpu is (self.device.type == "cuda") else [], on_gpu)
         product = quantile(floor.ms, 0.5)
         if self._watch is not None:
             calls = [functools.partial(floors.distance_product, inputs) for inputs in sets]
             product = quantile(self._watch.graph_ms(calls, self.budget), 0.5)
         for entry in entries:
-            self._complete(entry, case, floors.products(case) * product)
+            if entry.timed.ms:
+                self._complete(entry, case, floors.products(case) * product)
+
+    def _take_turns(self, entries: list[Entry], beside: list[Timed], on_gpu: bool) -> None:
+        """Times entries by turns; without one that raises, which is left without times, the others begin again."""
+        measure = self._watch.event_ms if on_gpu and self._watch else timing.settled_ms
+        running: list[Entry] = []
+
+        def measure_one(call: functools.partial) -> float:
+            running[:] = [entry for entry in entries if entry.timed.call is call.func]
+            self._course.mark(running[0].row.provider if running else "", "the repeats")
+            return measure(call)
+
+        while True:
+            try:
+                timing.alternate([*beside, *(entry.timed for entry in entries)], self.budget, measure_one)
+            except Exception as error:
+                if not running:
+                    raise
+                self._fail(running[0].row, error)
+                for timed in (*beside, *(entry.timed for entry in entries)):
+                    timed.ms.clear()
+                entries.remove(running[0])
+            else:
+                self._course.mark("")
+                return
 
     def _extras(self, entry: Entry) -> bool:
         """Peak memory, launches, and the captured graph; the calls warm up what is timed afterwards."""
@@ -186,6 +243,8 @@ class Runner:
         try:
             entry.graph_ms = self._watch.graph_ms(entry.calls, self.budget)
         except RuntimeError as error:
+            if environment.is_lost(self.device):
+                raise
             # Its calls were right without one, and are timed without one; the row says why.
             row.note = f"no CUDA graph: {str(error).strip().splitlines()[0][:200]}"
         return True

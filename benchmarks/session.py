@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import cases, environment, memory, rows
+from . import cases, drive, environment, memory, results, rows
+from .course import Course
 from .errors import Refusal
+from .ledger import Ledger
 from .providers import providers_of
 from .rows import Row
-from .runner import Runner
+from .runner import Runner, blank_row
 from .timing import Budget
 
 REPEATS = {"cpu": 30, "cuda": 100}
@@ -28,16 +30,64 @@ def wants_compile(asked: bool | None, device: str | None) -> bool:
     return environment.find_device(device).type == "cuda" if asked is None else asked
 
 
-def results_path(folder: Path, device: torch.device, quick: bool) -> Path:
-    """The device's file; quick runs have their own, for their times are of other cases."""
-    return folder / f"{environment.slug(environment.device_name(device))}{'-quick' if quick else ''}.csv"
+def results_path(folder: Path, device: torch.device, quick: bool, kind: str = "") -> Path:
+    """The device's file of one kind of results."""
+    return folder / results.file_name(environment.slug(environment.device_name(device)), quick, kind)
+
+
+def say_where(device: torch.device, allocator: str, load: float) -> None:
+    """What the run is on, and whether it is alone there."""
+    threads = torch.get_num_threads()
+    print(f"{environment.device_name(device)}, {threads} threads, torch {torch.__version__}, {allocator}")
+    if load > BUSY:
+        print(f"The machine is busy (load {load:.1f}): times on the CPU will be of that, too.")
+
+
+@contextmanager
+def measuring_on(device: torch.device) -> Iterator[None]:
+    """No gradients, and this device the current one."""
+    with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
+
+
+class Cases:
+    """What `drive` needs to know of cases of clustering.
+
+    Args:
+        plan: (group, case, providers) of every case.
+    """
+
+    def __init__(
+        self, plan: Sequence[tuple], device: torch.device, budget: Budget, facts: dict[str, Any], ledger: Ledger
+    ) -> None:
+        self._plan, self._device, self._budget, self._facts, self.ledger = plan, device, budget, facts, ledger
+        self.titles = [f"{group}: {case.name}, {case.shape}, {case.dtype}" for group, case, _ in plan]
+
+    def blanks(self, unit: int) -> list[Row]:
+        """A case's rows before anything has run."""
+        group, case, everyone = self._plan[unit]
+        takers = [provider for provider in everyone if case.method in provider.methods]
+        return [blank_row(self._facts, self._device.type, group, case, provider) for provider in takers]
+
+    @contextmanager
+    def measuring(self, course: Course) -> Iterator[Callable[[int], object]]:
+        """What measures a case, but for the rows that are there."""
+        with measuring_on(self._device):
+            runner = Runner(self._device, self._budget, self._facts, course)
+
+            def measure(unit: int) -> None:
+                group, case, everyone = self._plan[unit]
+                there = {row.provider for row in self.blanks(unit) if self.ledger.has(row)}
+                runner.run(group, case, [provider for provider in everyone if provider.name not in there])
+
+            yield measure
 
 
 def measure(groups: Sequence[str], options: argparse.Namespace) -> int:
     """Runs the groups; how many rows were wrong or failed.
 
     Raises:
-        Refusal: an unknown device, no case or provider left, or a file of results of another make.
+        Refusal: an unknown device, no case or provider left, a file of results of another make, or as `drive`.
     """
     device = environment.find_device(options.device)
     if options.threads is not None:
@@ -46,24 +96,14 @@ def measure(groups: Sequence[str], options: argparse.Namespace) -> int:
     if path.exists() and path.stat().st_size:
         # Before the work, not after it.
         rows.check(path)
-    repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type])
-    runner = Runner(device, Budget(repeats, options.budget))
-    kept = memory.keep_memory() if options.keep_memory else memory.DEFAULT
-    print(f"{environment.device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kept}")
-    load = environment.load()
-    if load > BUSY:
-        print(f"The machine is busy (load {load:.1f}): times on the CPU will be of that, too.")
-    begin = time.perf_counter()
-    with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for group, case, everyone in _plan(groups, device.type, options):
-            print(f"\n{group}: {case.name}, {case.shape}, {case.dtype}")
-            found = runner.run(group, case, everyone)
-            for row in found:
-                print(line(row), flush=True)
-            rows.append(path, found)
-    minutes = (time.perf_counter() - begin) / 60
-    print(f"\n{minutes:.1f} minutes; rows in {path}" + (f"; {runner.red} wrong or failed" if runner.red else ""))
-    return runner.red
+    plan = _plan(groups, device.type, options)
+    budget = Budget(options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type]), options.budget)
+    allocator = memory.keep_memory() if options.keep_memory else memory.DEFAULT
+    facts = {**environment.facts(device), **drive.shared_facts(options)}
+    if options.worker is None:
+        say_where(device, allocator, facts["load"])
+    job = Cases(plan, device, budget, facts, Ledger(rows, path, facts["run"], line))
+    return drive.drive(job, options, device.type, facts)
 
 
 def _plan(groups: Sequence[str], kind: str, options: argparse.Namespace) -> list[tuple]:

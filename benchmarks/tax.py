@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from . import environment, memory, tax_report, tax_rows
+from . import drive, environment, memory, reports, results, tax_report, tax_rows
 from .errors import Refusal
-from .session import BUSY, results_path
+from .ledger import Ledger
+from .session import results_path, say_where
 from .tax_cases import BATCHES, METHODS, MODELS, SCHEDULES, modes, problems
-from .tax_rows import Row
-from .tax_runner import TaxRunner
+from .tax_job import Problems, line
 from .timing import Budget
 
-RESULTS = environment.ROOT / "benchmarks" / "results" / "tax"
+RESULTS = environment.ROOT / "benchmarks" / "results"
 DOCUMENT = environment.ROOT / "docs" / "benchmarks.md"
 REPEATS = {"cpu": 20, "cuda": 100}
 QUICK_REPEATS = 3
@@ -55,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--threads", type=int, help="threads on the CPU (default: torch's)")
     root.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True, help=memory.HELP)
+    drive.add_options(root)
     root.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV (default: %(default)s)")
     root.add_argument("--report", action="store_true", help="measure nothing; tables of what the folder holds")
     root.add_argument(
@@ -68,10 +67,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Runs the command; 1 where a model was wrong or failed, 2 where it cannot run."""
     options = parser().parse_args(argv)
+    # A worker is started with the same.
+    options.argv = ["tax", *argv]
     try:
         _check(options)
         red = 0 if options.report else _measure(options)
-        _report(options)
+        # A deadline may have left nothing to report, which is refused only where it was asked for.
+        there = results.files(options.output, options.quick, tax_report.KIND)
+        if options.report or (there and options.worker is None):
+            _report(options)
     except Refusal as error:
         print(f"benchmarks tax: {error}", file=sys.stderr)
         return 2
@@ -88,10 +92,11 @@ def _check(options: argparse.Namespace) -> None:
             raise Refusal(f"--batch: expected at least 1, got {batch}")
     if not 0 < options.budget < float("inf"):
         raise Refusal(f"--budget: expected seconds above 0, got {options.budget}")
+    drive.check_options(options)
 
 
 def _measure(options: argparse.Namespace) -> int:
-    """Runs the problems; how many rows were wrong or failed."""
+    """Runs the problems; how many rows were wrong or failed. Refusal as `drive`."""
     device = environment.find_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -102,45 +107,24 @@ def _measure(options: argparse.Namespace) -> int:
         schedules=options.schedule,
         batches=options.batch,
     )
-    path = results_path(options.output, device, options.quick)
+    path = results_path(options.output, device, options.quick, tax_report.KIND)
     if path.exists() and path.stat().st_size:
         # Before the work, not after it.
         tax_rows.check(path)
-    repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type])
+    budget = Budget(options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type]), options.budget)
     allocator = memory.keep_memory() if options.keep_memory else memory.DEFAULT
-    runner = TaxRunner(device, Budget(repeats, options.budget), allocator)
+    facts = {**environment.facts(device), "runs_on": device.type, "allocator": allocator, **drive.shared_facts(options)}
+    if options.worker is None:
+        say_where(device, allocator, facts["load"])
     with_compiled = not options.quick if options.compile is None else options.compile
-    print(f"{environment.device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    load = environment.load()
-    if load > BUSY:
-        print(f"The machine is busy (load {load:.1f}): times on the CPU will be of that, too.")
-    begin = time.perf_counter()
-    with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for problem in plan:
-            print(f"\n{problem.title}", flush=True)
-            ways = modes(device.type, problem.batch, with_compiled)
-            found = runner.run(problem, ways, list(dict.fromkeys(options.method or METHODS)))
-            for row in found:
-                print(line(row), flush=True)
-            tax_rows.append(path, found)
-    minutes = (time.perf_counter() - begin) / 60
-    print(f"\n{minutes:.1f} minutes; rows in {path}" + (f"; {runner.red} wrong or failed" if runner.red else ""))
-    return runner.red
-
-
-def line(row: Row) -> str:
-    """A row as the terminal shows it."""
-    name = f"  {row.mode:<10}  {row.method:<10}"
-    if row.status != "ok":
-        return f"{name}  {row.status}"
-    tax = ""
-    if row.tax is not None:
-        tax = f"tax {100 * row.tax:+.1f} % ({100 * row.tax_p20:+.1f} to {100 * row.tax_p80:+.1f})"
-    return f"{name}  {tax:<34}  {row.speedup:5.2f}x base  p50 {row.p50_ms:10.3f} ms  {row.rounds} rounds"
+    work = [(problem, modes(device.type, problem.batch, with_compiled)) for problem in plan]
+    methods = list(dict.fromkeys(options.method or METHODS))
+    job = Problems(work, methods, device, budget, facts, Ledger(tax_rows, path, facts["run"], line))
+    return drive.drive(job, options, device.type, facts)
 
 
 def _report(options: argparse.Namespace) -> None:
     document = None
     if options.report:
         document = options.document or (None if options.quick else DOCUMENT)
-    print(tax_report.write(options.output, document, options.quick))
+    print(reports.write([tax_report], options.output, document, options.quick))

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import memory, results, tax_rows
-from .errors import Refusal
 from .report import table
 from .tax_cases import BASE, METHODS, MODELS, MODES, QUICK_MODELS, SCHEDULES, SLICING
 
+KIND, COMMANDS = "tax", ("tax",)
 BEGIN, END = "<!-- tax:begin -->", "<!-- tax:end -->"
 BREAK_EVEN = (
     "The smallest batch, of those measured, at which the model is faster than the base model in at least four rounds "
@@ -146,31 +146,5 @@ def _values(records: Sequence[Record], column: str) -> str:
 
 
 def text(folder: Path, quick: bool = False) -> str:
-    """The tables of every device in a folder.
-
-    Raises:
-        Refusal: no results there, or a file of another make.
-    """
-    paths = results.files(folder, quick)
-    if not paths:
-        raise Refusal(f"--output: expected results as CSV in {folder}; run without --report first")
-    return "\n\n".join(section(latest(tax_rows.read(path))) for path in paths)
-
-
-def write(folder: Path, document: Path | None, quick: bool = False) -> str:
-    """The tables, also put between the document's markers where one is given.
-
-    Raises:
-        Refusal: as `text`, or no document with one pair of markers in order.
-    """
-    tables = text(folder, quick)
-    if document is None:
-        return tables
-    if not document.is_file():
-        raise Refusal(f"--document: no file at {document}")
-    old = document.read_text()
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        raise Refusal(f"--document: expected one {BEGIN} and one {END} after it in {document}")
-    before, rest = old.split(BEGIN)
-    document.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}")
-    return tables
+    """The tables of every device in a folder; Refusal where a file is of another make."""
+    return "\n\n".join(section(latest(tax_rows.read(path))) for path in results.files(folder, quick, KIND))

@@ -58,12 +58,33 @@ class Row:
     speedup_p20: float | None = None
     speedup_p80: float | None = None
 
+    @property
+    def subject(self) -> str:
+        """Who is measured."""
+        return self.method
+
+    @property
+    def part(self) -> str:
+        """The part of its problem that is measured together."""
+        return self.mode
+
 
 COLUMNS = tuple(field.name for field in fields(Row))
 TIMES = (
     *("p20_ms", "p50_ms", "p99_ms", "cold_ms"),
     *("tax", "tax_p20", "tax_p80", "speedup", "speedup_p20", "speedup_p80"),
 )
+KEY = ("model", "schedule", "b", "dtype", "mode", "method")
+
+
+def key(row: Row) -> tuple[str, ...]:
+    """What tells a row from the others of its run, as text."""
+    return tuple(records.text(getattr(row, name)) for name in KEY)
+
+
+def red(method: str, status: str) -> bool:
+    """Whether a row says that something is amiss."""
+    return status.startswith(("wrong", "failed"))
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
-import platform
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import environment, gpu, memory, tax_gate, timing
+from .course import Course
+from .deadline import Until
+from .errors import DeviceLost
+from .tax_calls import Call, captured, compiled
 from .tax_cases import BASE, METHODS, MODES, SLICING, Problem
 from .tax_models import DeiT, Unavailable, Variant, images_for, model_of, variants
-from .tax_rows import TIMES, Row
+from .tax_rows import TIMES, Row, red
 from .timing import LEAST, Budget, quantile
 
 EAGER, COMPILED, GRAPH = MODES
-Call = Callable[[], Tensor]
 
 
 @dataclass
@@ -38,6 +38,16 @@ class Subject:
     compiled: Call | None = None
 
 
+def blank_row(facts: dict[str, Any], problem: Problem, mode: str, method: str) -> Row:
+    """A row before anything has run; facts: of `environment.facts`, with `runs_on` and `allocator`."""
+    layers = problem.schedule.layers
+    return Row(
+        **facts, model=problem.model, schedule=problem.schedule.name, keep=problem.schedule.keep,
+        layers="all" if layers is None else " ".join(map(str, layers)), tokens="",
+        b=problem.batch, dtype=problem.dtype, mode=mode, method=method, status="failed: it never ran",
+    )  # fmt: skip
+
+
 class TaxRunner:
     """Runs problems on one device.
 
@@ -45,65 +55,89 @@ class TaxRunner:
         red: how many rows were wrong or failed.
     """
 
-    def __init__(self, device: torch.device, budget: Budget, allocator: str = memory.DEFAULT) -> None:
-        self.device, self.budget = device, budget
+    def __init__(
+        self,
+        device: torch.device,
+        budget: Budget,
+        facts: dict[str, Any] | None = None,
+        course: Course | None = None,
+    ) -> None:
+        self._course = course or Course()
+        self.device, self.budget = device, Until(budget, self._course.deadline)
         self.red = 0
-        self._facts = {
-            "run": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": environment.commit(),
-            "library": environment.library_version(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "triton": environment.version_of("triton"),
-            "device": environment.device_name(device),
-            "runs_on": device.type,
-            "threads": torch.get_num_threads(),
-            "load": environment.load(),
-            "allocator": allocator,
-        }
+        plain = {"runs_on": device.type, "allocator": memory.DEFAULT}
+        self._facts = facts or {**environment.facts(device), **plain}
         self._watch = gpu.Stopwatch(device) if device.type == "cuda" else None
 
     def run(self, problem: Problem, modes: Sequence[str], methods: Sequence[str] = METHODS) -> list[Row]:
-        """The rows of one problem: for each mode the base model, the sliced one, and the methods in order."""
-        rows = {name: {mode: self._row(problem, mode, name) for mode in modes} for name in (BASE, SLICING, *methods)}
-        ordered = [rows[name][mode] for mode in modes for name in rows]
+        """The rows of one problem: for each mode the base model, the sliced one, and the methods in order.
+
+        Without those that are in the ledger, whose models are left out. Red rows are written at once, a mode's others
+        when its times are final.
+
+        Raises:
+            DeviceLost: in the hands of a model, whose row has been written.
+        """
+        rows = {name: self._rows(problem, modes, name) for name in (BASE, SLICING, *methods)}
+        ordered = [rows[name][mode] for mode in modes for name in rows if mode in rows[name]]
         try:
             model = model_of(problem.model, self.device, problem.dtype)
         except Unavailable as error:
             _skip(ordered, str(error))
+            self._write(ordered)
             return ordered
         images = images_for(model, problem.model, problem.batch)
         subjects = [Subject(one, rows[one.name]) for one in variants(model, problem, tuple(methods))]
         for subject in subjects:
-            self._attempt(subject.rows.values(), functools.partial(self._gate, subject, model, images))
-        self._attempt(rows[BASE].values(), functools.partial(self._tell_rounds, ordered, subjects[0], images, problem))
+            if subject.rows:
+                step = functools.partial(self._gate, subject, model, images)
+                self._attempt(list(subject.rows.values()), "the first call", step)
+            if subject.logits is not None and subject.variant.name == BASE:
+                step = functools.partial(self._tell_rounds, ordered, subject, images, problem)
+                self._attempt(list(subject.rows.values()), "counting Ward's rounds", step)
         passed = [subject for subject in subjects if subject.logits is not None]
         for mode in modes:
-            self._time(mode, passed, images)
-        self.red += sum(row.status.startswith(("wrong", "failed")) for row in ordered)
+            if self._course.deadline.over:
+                break
+            self._time(mode, [subject for subject in passed if mode in subject.rows], images)
         # What was compiled for these shapes serves no other problem.
         torch.compiler.reset()
         return ordered
 
-    def _row(self, problem: Problem, mode: str, method: str) -> Row:
-        layers = problem.schedule.layers
-        return Row(
-            **self._facts, model=problem.model, schedule=problem.schedule.name, keep=problem.schedule.keep,
-            layers="all" if layers is None else " ".join(map(str, layers)), tokens="",
-            b=problem.batch, dtype=problem.dtype, mode=mode, method=method, status="failed: it never ran",
-        )  # fmt: skip
+    def _rows(self, problem: Problem, modes: Sequence[str], method: str) -> dict[str, Row]:
+        """By mode, those that the ledger lacks."""
+        blanks = {mode: blank_row(self._facts, problem, mode, method) for mode in modes}
+        return {mode: row for mode, row in blanks.items() if not self._course.ledger.has(row)}
 
-    def _attempt(self, rows: Iterable[Row], step: Callable[[], Any]) -> Any:
-        """What a step gives; where it raises, the rows say so and lose their times, and the run goes on."""
+    def _write(self, rows: Sequence[Row]) -> None:
+        self._course.ledger.add(rows)
+        self.red += sum(red(row.method, row.status) for row in rows)
+
+    def _attempt(self, rows: Sequence[Row], name: str, step: Callable[[], Any]) -> Any:
+        """What a step of one model gives; where it raises, its rows say so, and the run goes on."""
+        self._course.mark(rows[0].method, name)
+        found = None
         try:
-            return step()
+            found = step()
         except Exception as error:
-            # Told in full here, in the rows and by the exit code: one model's failure must not cost the others' rows.
-            traceback.print_exc(file=sys.stderr)
-            for row in rows:
-                row.status = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                _without_times(row)
-        return None
+            self._fail(rows, error)
+        self._course.mark("")
+        return found
+
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+        """Writes a model's rows without times, which say what was raised.
+
+        Raises:
+            DeviceLost: nothing can run in this process any more.
+        """
+        # Told in full here, in the rows and by the exit code: one model's failure must not cost the others' rows.
+        traceback.print_exc(file=sys.stderr)
+        for row in rows:
+            row.status = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            _without_times(row)
+        self._write(rows)
+        if environment.is_lost(self.device):
+            raise DeviceLost(f"{rows[0].method}, {rows[0].model}: {rows[0].status}") from error
 
     def _gate(self, subject: Subject, model: DeiT, images: Tensor) -> None:
         """The first call, eagerly: what it takes, and whether the model does what it is to be timed for."""
@@ -118,15 +152,16 @@ class TaxRunner:
             row.status = row.status if wrong is None else f"wrong: {wrong}"
         if wrong is None:
             subject.logits, subject.cold_ms = logits, took
+        else:
+            self._write(list(subject.rows.values()))
 
     def _tell_rounds(self, rows: Sequence[Row], base: Subject, images: Tensor, problem: Problem) -> None:
         """Says in all rows how many rounds Ward takes on the base model's tokens; without that base is not through."""
         logits, base.logits = base.logits, None
-        if logits is not None:
-            rounds = tax_gate.ward_rounds(base.variant.module, images, problem.schedule)
-            for row in rows:
-                row.ward_rounds = rounds
-            base.logits = logits
+        rounds = tax_gate.ward_rounds(base.variant.module, images, problem.schedule)
+        for row in rows:
+            row.ward_rounds = rounds
+        base.logits = logits
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -135,22 +170,49 @@ class TaxRunner:
     def _time(self, mode: str, subjects: Sequence[Subject], images: Tensor) -> None:
         """Times the models in one mode by turns, those whose logits are right in it."""
         if mode != EAGER and self.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
-            _skip([subject.rows[mode] for subject in subjects], "no C++ compiler")
+            rows = [subject.rows[mode] for subject in subjects]
+            _skip(rows, "no C++ compiler")
+            self._write(rows)
             return
         ready: dict[str, Call] = {}
         for subject in subjects:
-            call = self._attempt([subject.rows[mode]], functools.partial(self._prepare, mode, subject, images))
+            step = functools.partial(self._prepare, mode, subject, images)
+            call = self._attempt([subject.rows[mode]], f"the first call, {mode}", step)
             if call is not None:
                 ready[subject.variant.name] = call
-        lost = [name for name in (BASE, SLICING) if name not in ready]
-        rows = {subject.variant.name: subject.rows[mode] for subject in subjects if subject.variant.name in ready}
-        if lost:
-            _skip(rows.values(), f"nothing to compare with: {lost[0]} could not be timed")
-            return
+        rows = {subject.variant.name: subject.rows[mode] for subject in subjects}
+        ms = self._take_turns(mode, ready, rows)
+        left = {name: rows[name] for name in ready}
+        for name, times in ms.items():
+            complete(left[name], times, ms[SLICING], ms[BASE])
+        if not ms:
+            (lost, *_) = (name for name in (BASE, SLICING) if name not in ready)
+            _skip(left.values(), f"nothing to compare with: {lost} could not be timed")
+        self._write(list(left.values()))
+
+    def _take_turns(self, mode: str, ready: dict[str, Call], rows: dict[str, Row]) -> dict[str, list[float]]:
+        """Milliseconds by name; a call that raises leaves `ready`, and the others begin again.
+
+        None at all where base or slicing is not there, which the others are compared with.
+        """
         measure = self._watch.event_ms if self._watch else timing.wall_ms
-        ms = dict(zip(ready, by_turns(list(ready.values()), self.budget, measure), strict=True))
-        for name, row in rows.items():
-            complete(row, ms[name], ms[SLICING], ms[BASE])
+        running: list[str] = []
+
+        def measure_one(call: Call) -> float:
+            running[:] = [name for name, one in ready.items() if one is call]
+            self._course.mark(running[0], f"the repeats, {mode}")
+            return measure(call)
+
+        while BASE in ready and SLICING in ready:
+            try:
+                ms = by_turns(list(ready.values()), self.budget, measure_one)
+            except Exception as error:
+                del ready[running[0]]
+                self._fail([rows[running[0]]], error)
+            else:
+                self._course.mark("")
+                return dict(zip(ready, ms, strict=True))
+        return {}
 
     def _prepare(self, mode: str, subject: Subject, images: Tensor) -> Call | None:
         """The call that is timed, warm and checked against the eager logits; None where it is wrong."""
@@ -164,6 +226,7 @@ class TaxRunner:
             if wrong is not None:
                 row.status = f"wrong: {wrong}"
                 _without_times(row)
+                self._write([row])
                 return None
         if mode != GRAPH:
             row.peak_mb = gpu.peak_mb(call, self.device) if self._watch else timing.peak_cpu_mb(call)
@@ -176,39 +239,6 @@ class TaxRunner:
         if subject.compiled is None:
             subject.compiled = functools.partial(compiled(module), images)
         return subject.compiled if mode == COMPILED else captured(subject.compiled, self.device)
-
-
-def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The module's call compiled for the shapes that it gets.
-
-    Each has code of its own: torch keeps what it compiled by code object, and models that take turns in one would be
-    searched through at every call, and be dropped beyond eight.
-    """
-
-    def call(images: Tensor) -> Tensor:
-        return module(images)
-
-    own = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False)
-
-
-def captured(call: Call, device: torch.device) -> Call:
-    """The call as a CUDA graph: each replay gives the logits of the same images, launched as one."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream(device).wait_stream(side)
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = call()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return logits
-
-    return replay
 
 
 def by_turns(

@@ -98,6 +98,9 @@ def peak_cpu_mb(call: Callable[[], object]) -> float:
     """
     from torch.profiler import ProfilerActivity, profile
 
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True):
+        # Its first use in a process loads modules, which are not the call's.
+        pass
     tracemalloc.start()
     try:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

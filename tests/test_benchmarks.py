@@ -14,11 +14,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import gpu_only
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import cases, environment, floors, gpu, plots, providers, report, results, rows, timing
+from benchmarks import (
+    cases,
+    environment,
+    floors,
+    gpu,
+    plots,
+    providers,
+    report,
+    reports,
+    results,
+    rows,
+    tax_report,
+    timing,
+)
 from benchmarks import peers as peer_packages
 from benchmarks.__main__ import main
 from benchmarks.cases import Case
@@ -238,7 +252,7 @@ def test_structured_tokens_are_alike_where_they_are_near() -> None:
 def test_every_group_has_cases(device: str) -> None:
     for group in cases.GROUPS:
         found = cases.select(group, device)
-        assert len({(case.name, case.shape) for case in found}) == len(found)
+        assert len({(case.name, case.shape, case.iters) for case in found}) == len(found)
         assert {case.dtype for case in found} == {"float32" if device == "cpu" else "bfloat16"}
         assert all(case.n <= 48 and case.b <= 2 for case in cases.select(group, device, small=True))
     named = {(case.method, case.b, case.n, case.d, case.k) for case in cases.select("kernels", "cuda")}
@@ -331,6 +345,7 @@ def test_what_a_gpu_run_puts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.gpu, "count_launches", lambda call, device: 7)
     monkeypatch.setattr(module.gpu, "input_sets", lambda device, size: 6)
     monkeypatch.setattr(module.environment, "device_name", lambda device: "GPU")
+    monkeypatch.setattr(module.environment, "is_lost", lambda device: False)
     monkeypatch.setattr(module, "make_inputs", lambda case, device, seed=0: make_inputs(case, CPU, seed))
     monkeypatch.setattr(module.Runner, "_wait", lambda self: None)
     monkeypatch.setattr(module.Runner, "_load_libraries", lambda self: None)
@@ -369,8 +384,7 @@ def test_what_a_gpu_run_puts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert third.p50_ms > 0
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@gpu_only
 def test_times_and_launches_on_a_gpu() -> None:
     device = torch.device("cuda", 0)
     x = torch.randn(512, 512, device=device)
@@ -499,6 +513,8 @@ def folder(tmp_path: Path) -> Path:
         found += [row(**large, b=1, n=n, k=n // 32, p50_ms=n / 100, provider=p) for p in ("tpkernels triton", "flash")]
     found += [row(**large, b=b, n=4096, k=100, p50_ms=float(b), provider="tpkernels triton") for b in (1, 2, 4)]
     rows.append(tmp_path / "gpu.csv", found)
+    # Files of the other kind are not even opened.
+    (tmp_path / "gpu-tax.csv").write_text("of another make\n")
     return tmp_path
 
 
@@ -519,15 +535,49 @@ def test_tables_go_between_the_markers(folder: Path, tmp_path: Path) -> None:
     document = tmp_path / "doc.md"
     document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for _ in range(2):
-        report.write(folder, document)
+        reports.write([report], folder, document)
         text = document.read_text()
         assert text.startswith("before\n") and text.endswith(f"{report.END}\nafter\n")
         assert "old" not in text and text.count("### Box") == 1
     document.write_text("no markers")
-    with pytest.raises(Refusal, match="--document"):
-        report.write(folder, document)
+    with pytest.raises(Refusal, match="--document: expected one"):
+        reports.write([report], folder, document)
+    with pytest.raises(Refusal, match="--document: no file"):
+        reports.write([report], folder, tmp_path / "none.md")
     with pytest.raises(Refusal, match="--output"):
-        report.text(tmp_path / "nothing")
+        reports.write([report], tmp_path / "nothing", None)
+
+
+def test_a_report_of_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    committed = ROOT / "benchmarks" / "results"
+    document = tmp_path / "doc.md"
+    fresh = f"{report.BEGIN}{report.END}\nbetween\n{tax_report.BEGIN}{tax_report.END}"
+    folder = tmp_path / "results"
+    folder.mkdir()
+    command = ["report", "--output", str(folder), "--document", str(document)]
+    document.write_text(fresh)
+    assert main(command) == 2 and document.read_text() == fresh
+    (plain,) = results.files(committed)
+    (folder / plain.name).write_bytes(plain.read_bytes())
+    assert main(command) == 0
+    first, second = document.read_text().split("\nbetween\n")
+    assert "### AMD EPYC, 2 cores" in first and second == f"{tax_report.BEGIN}{tax_report.END}"
+    (tax,) = results.files(committed, kind="tax")
+    (folder / tax.name).write_bytes(tax.read_bytes())
+    capsys.readouterr()
+    assert main(command) == 0
+    again, second = document.read_text().split("\nbetween\n")
+    assert again == first and "### Pooling tax: AMD EPYC, 2 cores" in second
+    shown = capsys.readouterr().out
+    assert shown.index("#### Large samples") < shown.index("### Pooling tax")
+    # A document that lacks one kind's markers keeps all that it has.
+    half = f"{report.BEGIN}{report.END}"
+    document.write_text(half)
+    assert main(command) == 2 and document.read_text() == half
+    assert "expected one <!-- tax:begin -->" in capsys.readouterr().err
+    (folder / plain.name).unlink()
+    document.write_text(f"{tax_report.BEGIN}{tax_report.END}")
+    assert main(command) == 0 and document.read_text() == second
 
 
 def test_pictures(folder: Path) -> None:
@@ -540,7 +590,8 @@ def test_pictures(folder: Path) -> None:
 
 
 def test_the_documents_markers_stand() -> None:
-    assert report.replace_between((ROOT / "docs" / "benchmarks.md").read_text(), "new").count("new") >= 1
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert "\n\nmade anew\n\n" in reports.replace_between(text, "made anew", report.BEGIN, report.END)
 
 
 # The command line.
@@ -584,7 +635,10 @@ def test_a_red_row_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["kernels", "--device", "cuda:99"], "torch sees"),
         (["kernels", "--device", "cpu", "--case", "nothing"], "--case: none of"),
         (["peers", "--device", "cpu", "--provider", "nobody"], "--provider: none of"),
-        (["report"], "run kernels, scaling or peers first"),
+        (["plots"], "run kernels, scaling or peers first"),
+        (["report"], "run kernels, scaling, peers, device or tax first"),
+        (["kernels", "--deadline", "0"], "--deadline: expected seconds above 0"),
+        (["kernels", "--limit", "-1"], "--limit: expected seconds above 0"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(

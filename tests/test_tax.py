@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from marks import gpu_only
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tpkernels
-from benchmarks import memory, tax, tax_cases, tax_gate, tax_models, tax_report, tax_rows, tax_runner, timing
+from benchmarks import memory, reports, tax, tax_cases, tax_gate, tax_models, tax_report, tax_rows, tax_runner, timing
 from benchmarks.__main__ import main
 from benchmarks.errors import Refusal
 from benchmarks.tax_cases import BASE, SLICING, Problem, Schedule
@@ -411,8 +412,7 @@ def test_what_a_gpu_run_puts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.peak_mb for one in found[2::3]] == [7.0, 7.0, None] and found[0].runs_on == "cuda"
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@gpu_only
 def test_rows_on_a_gpu() -> None:
     device = torch.device("cuda", 0)
     runner = TaxRunner(device, Budget(3))
@@ -485,9 +485,11 @@ def folder(tmp_path: Path) -> Path:
     found += [row(method="kmeans", b=b, **slow) for b in (1, 8)] + [row(method="kmeans", b=32, **close)]
     found += [without_times(method="topk", b=b, status="skipped: it rains") for b in (1, 8)]
     found += [without_times(method="bipartite", status="wrong: it is"), row(method="bipartite", b=32, tax=-0.01)]
-    tax_rows.append(tmp_path / "box-2.csv", found)
+    tax_rows.append(tmp_path / "box-2-tax.csv", found)
     gpu_row = {"device": "Big GPU", "runs_on": "cuda", "dtype": "bfloat16", "schedule": "every"}
-    tax_rows.append(tmp_path / "gpu.csv", [row(**gpu_row, mode=mode) for mode in ("CUDA graph", "compiled")])
+    tax_rows.append(tmp_path / "gpu-tax.csv", [row(**gpu_row, mode=mode) for mode in ("CUDA graph", "compiled")])
+    # Files of the other kind are not even opened.
+    (tmp_path / "gpu.csv").write_text("of another make\n")
     return tmp_path
 
 
@@ -512,17 +514,17 @@ def test_tables_go_between_the_markers(folder: Path, tmp_path: Path) -> None:
     document = tmp_path / "doc.md"
     document.write_text(f"before\n{tax_report.BEGIN}\nold\n{tax_report.END}\nafter\n")
     for _ in range(2):
-        tax_report.write(folder, document)
+        reports.write([tax_report], folder, document)
         text = document.read_text()
         assert text.startswith("before\n") and text.endswith(f"{tax_report.END}\nafter\n")
         assert "old" not in text and text.count("### Pooling tax: Box") == 1
     document.write_text("no markers")
-    with pytest.raises(Refusal, match="--document"):
-        tax_report.write(folder, document)
+    with pytest.raises(Refusal, match="--document: expected one"):
+        reports.write([tax_report], folder, document)
     with pytest.raises(Refusal, match="--document: no file"):
-        tax_report.write(folder, tmp_path / "none.md")
+        reports.write([tax_report], folder, tmp_path / "none.md")
     with pytest.raises(Refusal, match="--output"):
-        tax_report.text(tmp_path / "nothing")
+        reports.write([tax_report], tmp_path / "nothing", None)
 
 
 def test_the_documents_markers_stand() -> None:
@@ -541,7 +543,7 @@ def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     torch.set_num_threads(threads)
     shown = capsys.readouterr().out
     assert "deit-nano, every block keeps 0.9, B=2" in shown and "#### From which batch on pooling pays" in shown
-    (path,) = tmp_path.glob("*-quick.csv")
+    (path,) = tmp_path.glob("*-tax-quick.csv")
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [(one["schedule"], one["method"], one["status"]) for one in found] == [
@@ -559,7 +561,8 @@ def test_a_red_row_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     planted(monkeypatch, topk=lambda module: Changed(module, lambda y: y / 0))
     chosen = ["--quick", "--device", "cpu", "--batch", "1", "--method", "topk", "--schedule", "three"]
     assert main(["tax", *chosen, "--output", str(tmp_path)]) == 1
-    assert tax_rows.read(next(tmp_path.glob("*.csv")))[2]["status"].startswith("wrong: ")
+    found = {one["method"]: one["status"] for one in tax_rows.read(next(tmp_path.glob("*-tax-quick.csv")))}
+    assert found.pop("topk").startswith("wrong: ") and found == {BASE: "ok", SLICING: "ok"}
 
 
 @pytest.mark.parametrize(
@@ -571,7 +574,7 @@ def test_a_red_row_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--batch", "0"], "--batch: expected at least 1, got 0"),
         (["--budget", "0"], "--budget: expected seconds above 0"),
         (["--repeats", "0"], "--repeats: expected at least 1, got 0"),
-        (["--report"], "run without --report first"),
+        (["--report"], "run tax first"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(

@@ -1,0 +1,56 @@
+"""Timed attention as a table for each device: this library's kernels beside `scaled_dot_product_attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import results
+from ..report import ratio, table
+from . import attention_rows
+
+KIND, COMMANDS = attention_rows.KIND, ("device",)
+BEGIN, END = "<!-- attention:begin -->", "<!-- attention:end -->"
+BASE = "torch SDPA"
+Record = dict[str, str]
+
+
+def latest(records: Sequence[Record]) -> list[Record]:
+    """The last row of every shape and provider, by shape."""
+    names = ("b", "h", "n", "d", "dtype", "provider", "significance")
+    last = {tuple(record[name] for name in names): record for record in sorted(records, key=lambda one: one["run"])}
+    return sorted(last.values(), key=lambda one: (-int(one["n"]), one["provider"], one["significance"]))
+
+
+def section(records: Sequence[Record]) -> str:
+    """All of one device."""
+    first = records[0]
+    facts = f"commit {first['commit']}; torch {first['torch']}; Triton {first['triton']}; run {first['run'][:10]}."
+    lines = []
+    for record in records:
+        shape = tuple(record[name] for name in ("b", "h", "n", "d"))
+        base = [one for one in records if one["provider"] == BASE and tuple(one[name] for name in "bhnd") == shape]
+        name = f"{record['provider']}{', significance' * (record['significance'] == 'True')}"
+        cells = [f"B={shape[0]} H={shape[1]} N={shape[2]} d={shape[3]}", name]
+        if record["status"] != "ok":
+            lines.append([*cells, record["status"], "-", "-", "-"])
+            continue
+        against = float(_time(record)) / float(_time(base[0])) if base and base[0]["status"] == "ok" else None
+        times = _us(record["p50_ms"]), _us(record["graph_p50_ms"])
+        lines.append([*cells, *times, ratio(against), f"{float(record['error']):.1e}"])
+    header = ["heads", "", "p50 us", "graph p50 us", "over SDPA", "error"]
+    return "\n\n".join([f"### Attention: {first['device']}", facts, table(header, lines)])
+
+
+def _us(ms: str) -> str:
+    return f"{1e3 * float(ms):,.1f}" if ms else "-"
+
+
+def _time(record: Record) -> str:
+    return record["graph_p50_ms"] or record["p50_ms"]
+
+
+def text(folder: Path, quick: bool = False) -> str:
+    """The tables of every device in a folder; Refusal where a file is of another make."""
+    found = [attention_rows.read(path) for path in results.files(folder, quick, KIND)]
+    return "\n\n".join(section(latest(records)) for records in found)

@@ -1,0 +1,55 @@
+"""compute-sanitizer's memcheck over small launches of the kernels.
+
+Its racecheck sees shared memory alone, and these kernels' state is in global memory: `tests/test_races.py` reads the
+compiled code for that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+import torch
+
+import tpkernels
+
+from . import processes
+from .children import Run
+from .problems import device
+
+# What it ends with where it found something.
+FOUND = 9
+# It ends so long before it would be killed, to tell.
+NOTICE = 5.0
+
+
+def tell(run: Run) -> None:
+    """One row: how many errors it counted."""
+    # Every tensor in an allocation of its own, whose end is then guarded.
+    env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [
+        "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", str(FOUND),
+        sys.executable, "-m", "benchmarks", "device", "--child", "launches", "--output", str(run.folder),
+    ]  # fmt: skip
+    how, text = processes.run(command, env, run.seconds - NOTICE)
+    print(text, flush=True)
+    errors = re.findall(r"ERROR SUMMARY: (\d+) error", text)
+    bad = how != "ok" or errors != ["0"]
+    said = f"{how}, errors {errors or 'not counted'}: {' '.join(text[-300:].split())}"
+    run.journal.tell(what="memcheck", errors=errors, **({"red": said} if bad else {}))
+
+
+def launches(run: Run) -> None:
+    """One small launch of each family: odd sizes, a mask, what the type rounds."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 50, 24, generator=generator).to(device())
+    mask = torch.arange(50, device=device()) < torch.tensor([[50], [43]], device=device())
+    tpkernels.ward(x, 20, mask=mask, backend="triton")
+    for cluster in (tpkernels.kmedoids, tpkernels.kmeans):
+        cluster(x.half(), 7, x[..., 0].abs(), init="topk", mask=mask, backend="triton")
+    q = torch.randn(2, 3, 50, 16, generator=generator).to(device(), torch.float16).requires_grad_()
+    out, _ = tpkernels.attention(q, q, q, backend="triton", need_significance=True)
+    out.sum().backward()
+    if device().type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,79 @@
+"""Runs the steps one after the other, each within its time, and writes down what became of each.
+
+A step that fails, hangs, floods its output or loses the device costs its own time alone. The device is whole again for
+the next one: an illegal access ends the process that made it, not the device.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import journal, processes
+from .journal import SUPERVISOR, Journal
+from .plan import Step
+from .processes import Process
+
+LOG = "log.txt"
+
+
+def supervise(steps: Sequence[Step], folder: Path, deadline: float, told: Callable[[], dict] = dict) -> bool:
+    """Runs steps until a deadline, in seconds from here; whether all of them ran and none was red.
+
+    Each leaves a row of the supervisor: seconds, how its commands ended, rows that it wrote; or why it was skipped.
+
+    Args:
+        folder: of the run; what commands print goes to `log.txt` there.
+        told: is asked for more of the row after each step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    processes.adopt_orphans()
+    _end_when_told()
+    end, own, good = time.monotonic() + deadline, Journal(folder, SUPERVISOR), True
+    for step in steps:
+        left = end - time.monotonic()
+        if left < step.expected:
+            own.tell(what=step.name, skipped=f"{left:.0f} s left, it should take {step.expected:.0f} s")
+            good = False
+            continue
+        before = journal.count(folder)
+        began = time.monotonic()
+        ended = _run(step, folder, min(step.limit, left))
+        rows = journal.count(folder) - before
+        row = {"what": step.name, "seconds": round(time.monotonic() - began, 1), "ended": ended, "rows": rows, **told()}
+        bad = sorted({how for how in ended if how != "ok"})
+        # A step without a row has told nothing, however it ended.
+        bad += [] if rows else ["no row"]
+        own.tell(**row, **({"red": "; ".join(bad)} if bad else {}))
+        good = good and not bad
+    return good
+
+
+def _end_when_told() -> None:
+    """SIGTERM ends the run by an exception, so that nothing is left running."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+def _run(step: Step, folder: Path, seconds: float) -> list[str]:
+    """How the step's commands ended, which ran side by side for so many seconds at most."""
+    until = time.monotonic() + seconds
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    going: list[Process] = []
+    try:
+        going = [Process(command, env) for command in step.commands(folder, seconds)]
+        return [process.wait(until) for process in going]
+    finally:
+        stuck = processes.end_all()
+        with (folder / LOG).open("ab") as log:
+            log.write(f"\n==== {step.name}\n".encode())
+            for process in going:
+                log.write(process.output())
+            if stuck:
+                log.write(f"still there: processes {stuck}\n".encode())

@@ -1,0 +1,112 @@
+"""A worker process that may be lost: an illegal access on a GPU ends a process, and some kernels never return.
+
+The worker notes what it is at (`mark`) and writes its rows itself; when it is lost, whoever ran is to blame, and
+another worker goes on without them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from . import mark
+from .mark import Place
+
+COMMAND = (sys.executable, "-m", "benchmarks")
+# How a worker ends whose device answers no more.
+LOST = 86
+POLL_SECONDS = 0.2
+# Until the first case: torch and the packages are loaded, perhaps from a cold disk. After the last: they are let go.
+START_SECONDS, END_SECONDS = 180.0, 30.0
+# <sys/prctl.h> of Linux.
+PR_SET_PDEATHSIG = 1
+
+
+def supervise(command: Callable[[Path], list[str]], limit: float, lost: Callable[[Place, str], bool]) -> None:
+    """Runs a worker, and others after it, until one comes to its end.
+
+    Args:
+        command: of a worker that notes in this file what it is at.
+        limit: seconds that one step of one subject may take.
+        lost: is told where a worker was lost and how, and says whether another is to go on.
+    """
+    with TemporaryDirectory() as folder, _ends_when_told():
+        path = Path(folder) / "mark"
+        while True:
+            # Nobody is to blame for what the worker before was at.
+            path.write_bytes(b"")
+            how = _watch(command(path), path, limit)
+            place = mark.read(path)
+            if place.ended or not lost(place, how):
+                return
+
+
+@contextmanager
+def _ends_when_told() -> Iterator[None]:
+    """SIGTERM ends this process by an exception, so that the worker is ended with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _watch(command: list[str], path: Path, limit: float) -> str:
+    """Waits for a worker, which is killed when a step takes too long; how it ended."""
+    sys.stdout.flush()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        count, since = 0, time.monotonic()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return _how(process.wait(POLL_SECONDS))
+            place = mark.read(path)
+            if place.count != count:
+                count, since = place.count, time.monotonic()
+            allowed = END_SECONDS if place.ended else limit if place.unit >= 0 else max(limit, START_SECONDS)
+            if time.monotonic() - since > allowed:
+                return f"killed after {allowed:g} s"
+    finally:
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Ends a worker with the processes that it has started."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _how(code: int) -> str:
+    if code == LOST:
+        return "lost the device"
+    return f"process killed by {signal.Signals(-code).name}" if code < 0 else f"process ended with exit code {code}"
+
+
+def end_with_parent() -> None:
+    """Has this process killed when the one that started it ends, however it does; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_lost() -> None:
+    """Ends a worker whose device is lost, without what would wait for the device."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(LOST)

@@ -1,0 +1,81 @@
+"""What the README says of GPUs: a table of the rows that stand in the repository, or that there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import report, results, tax_report, tax_rows
+from .results import Measured, number
+
+BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
+NONE = (
+    "No row from a GPU stands in this repository yet: nothing is claimed of the kernels' speed.\n"
+    "`python -m benchmarks device` measures it in minutes ([how](docs/benchmarks.md#a-gpu-for-some-minutes))."
+)
+# The speed table's main shape, and the problem of whole models.
+SHAPE = (256, 196, 384, 98)
+MODEL, BATCH = "deit-s", "256"
+TITLES = {"ward": "Ward", "kmedoids": "K-Medoids from top-K, weighted", "kmeans": "K-Means from top-K, weighted"}
+KERNELS, TORCH = "tpkernels triton", "tpkernels torch"
+Line = list[str]
+
+
+def text(folder: Path) -> str:
+    """A table for each GPU with committed rows; Refusal where a file is of another make."""
+    parts = []
+    for path in results.files(folder):
+        measured = [case for case in results.read(path) if any(one["runs_on"] == "cuda" for one in case.records)]
+        if lines := clustering(measured):
+            device = measured[0].records[0]["device"]
+            shape = "256 images of 196 tokens, 384 channels, to 98; bfloat16"
+            header = [f"{device}, {shape}", "us", "over floor", "torch backend"]
+            parts.append(report.table(header, lines))
+    for path in results.files(folder, kind=tax_report.KIND):
+        records = [one for one in tax_report.latest(tax_rows.read(path)) if one["runs_on"] == "cuda"]
+        if lines := models(records):
+            header = [f"{records[0]['device']}, DeiT-S, batch 256, bfloat16", "pooling tax", "over the unpooled model"]
+            parts.append(report.table(header, lines))
+    return "\n\n".join(parts) or NONE
+
+
+def clustering(measured: Sequence[Measured]) -> list[Line]:
+    """Time of a whole call without launch cost, over the floor, and how much longer the torch backend takes."""
+    lines = []
+    for method, title in TITLES.items():
+        for case in measured:
+            found = {record["provider"]: record for record in case.ok()}
+            wanted = case.group in ("kernels", "sweep") and (case.b, case.n, case.d, case.k) == SHAPE
+            ours, torch = found.get(KERNELS), found.get(TORCH)
+            if not wanted or ours is None or ours["method"] != method or ours["tokens"] != "structured":
+                continue
+            if case.iters not in (0, 5) or (method != "ward" and not case.iters):
+                continue
+            ms = results.time_ms(ours)
+            slower = "-" if torch is None else f"{results.time_ms(torch) / ms:.1f}x"
+            lines.append([title, f"{1e3 * ms:,.0f}", report.ratio(number(ours, "over_floor")), slower])
+            break
+    return lines
+
+
+def models(records: Sequence[dict[str, str]]) -> list[Line]:
+    """Tax and speed-up of pooled models, by schedule and way to run."""
+    return [
+        [
+            f"{record['method']}, {record['schedule']}, {record['mode']}",
+            f"{100 * float(record['tax']):+.1f} %",
+            f"{float(record['speedup']):.2f}x",
+        ]
+        for record in records
+        if (record["model"], record["b"], record["status"]) == (MODEL, BATCH, "ok") and record["tax"]
+        if record["method"] not in ("base", "slicing")
+    ]
+
+
+def write(folder: Path, document: Path) -> str:
+    """The tables, put between the README's markers; Refusal where these are missing."""
+    from .reports import replace_between
+
+    tables = text(folder)
+    document.write_text(replace_between(document.read_text(), tables, BEGIN, END))
+    return tables
