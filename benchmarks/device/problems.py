@@ -38,7 +38,7 @@ def case_of(method: str, shape: tuple[int, ...] = VIT, tiny: tuple[int, ...] = T
 def smoke_cases() -> dict[str, list[Case]]:
     """What is compared with the torch backend, by step: every method, start and way to launch."""
     large = partial(case_of, shape=VIDEO, tiny=TINY_VIDEO)
-    long = partial(case_of, shape=LONG, tiny=TINY_LONG, init="strided", weighted=False, iters=3)
+    long = partial(case_of, shape=LONG, tiny=TINY_LONG, init="strided", weighted=False, iters=1 if rehearsing() else 3)
     return {
         "ward": [case_of("ward"), case_of("ward", tokens="random"), case_of("ward", dtype="float32")],
         "kmedoids": [case_of("kmedoids"), case_of("kmedoids", init="ward")],
@@ -50,23 +50,26 @@ def smoke_cases() -> dict[str, list[Case]]:
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention of B samples, H heads of N tokens and D channels, in bfloat16."""
+    """Attention of B samples, H heads of N tokens and D channels, in bfloat16; tiny: tokens in a rehearsal."""
 
     b: int
     h: int
     n: int
     d: int = 64
+    tiny: int = 17
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """[B, H, N, D]; in a rehearsal a tiny one."""
-        return (2, 2, max(16, self.n // 12), 16) if rehearsing() else (self.b, self.h, self.n, self.d)
+        return (2, 2, self.tiny, 16) if rehearsing() else (self.b, self.h, self.n, self.d)
 
 
 # Whole rows of logits, and keys that stream by.
-SMOKE_HEADS = (Heads(4, 6, 197), Heads(2, 12, 1024))
+SMOKE_HEADS = (Heads(4, 6, 197), Heads(2, 12, 1024, tiny=300))
 # Tokens of a `TokenPool` with its gradient, and of `cluster_mean` with its own.
 POOLED, AVERAGED = (8, *VIT[1:]), LONG
+# What the memory checker looks at: masked, of odd sizes.
+CHECKED, CHECKED_HEADS = (2, 50, 24, 20), Heads(2, 3, 50, 16, tiny=50)
 # A block of DeiT-S at full length and after one and two poolings at 0.7.
 TIMED_HEADS = (Heads(256, 6, 197), Heads(256, 6, 138), Heads(256, 6, 97))
 
@@ -81,11 +84,18 @@ def calls() -> list[Call]:
     found += [Call(kind, AVERAGED, "float32", {"weighted": True}) for kind in ("mean", "backward")]
     found.append(Call("resident", POOLED, options={"method": "ward", "init": "ward", "output": "mean"}))
     found.append(Call("backward", POOLED))
-    for heads in (*SMOKE_HEADS, *TIMED_HEADS):
+    for heads in (*SMOKE_HEADS, *TIMED_HEADS, CHECKED_HEADS):
         shape = heads.b, heads.n, heads.d, heads.h
         found += [Call("attention", shape), Call("attention", shape, options={"without significance": True})]
         found += [Call("attention", shape, options={"sized": True})]
-    found += [Call("attention_backward", (heads.b, heads.n, heads.d, heads.h)) for heads in SMOKE_HEADS]
+    for heads in (*SMOKE_HEADS, CHECKED_HEADS):
+        shape = heads.b, heads.n, heads.d, heads.h
+        found += [Call("attention_backward", shape), Call("attention_backward", shape, options={"sized": True})]
+    flags = {"output": "center", "masked": True}
+    found.append(Call("resident", CHECKED, "float32", {"method": "ward", "init": "ward", **flags}))
+    flags |= {"weighted": True, "pool_weighted": True}
+    for method in ("kmedoids", "kmeans"):
+        found.append(Call("resident", CHECKED, "float16", {"method": method, "init": "topk", **flags}))
     return list({call.name: call for call in found}.values())
 
 

@@ -15,8 +15,9 @@ import torch
 import tpkernels
 
 from . import processes
+from .attention import qkv_of
 from .children import Run
-from .problems import device
+from .problems import CHECKED, CHECKED_HEADS, device
 
 # What it ends with where it found something.
 FOUND = 9
@@ -42,14 +43,14 @@ def tell(run: Run) -> None:
 
 def launches(run: Run) -> None:
     """One small launch of each family: odd sizes, a mask, what the type rounds."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 50, 24, generator=generator).to(device())
-    mask = torch.arange(50, device=device()) < torch.tensor([[50], [43]], device=device())
-    tpkernels.ward(x, 20, mask=mask, backend="triton")
+    b, n, d, k = CHECKED
+    x = torch.randn(b, n, d, generator=torch.Generator().manual_seed(0)).to(device())
+    mask = torch.arange(n, device=device()) < torch.tensor([[n], [n - 7]], device=device())
+    tpkernels.ward(x, k, mask=mask, backend="triton")
     for cluster in (tpkernels.kmedoids, tpkernels.kmeans):
-        cluster(x.half(), 7, x[..., 0].abs(), init="topk", mask=mask, backend="triton")
-    q = torch.randn(2, 3, 50, 16, generator=generator).to(device(), torch.float16).requires_grad_()
-    out, _ = tpkernels.attention(q, q, q, backend="triton", need_significance=True)
+        cluster(x.half(), k, x[..., 0].abs(), init="topk", mask=mask, backend="triton")
+    q, key, v = (tensor.requires_grad_() for tensor in qkv_of(CHECKED_HEADS, 0))
+    out, _ = tpkernels.attention(q, key, v, backend="triton", need_significance=True)
     out.sum().backward()
     if device().type == "cuda":
         torch.cuda.synchronize()
