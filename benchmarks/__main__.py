@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import drive, memory
+from . import execution, memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True, help=memory.HELP)
     common.add_argument("--case", help="only cases whose name or shape contains this text")
     common.add_argument("--provider", help="only providers whose name contains this text")
-    drive.add_options(common)
+    execution.add_options(common)
     common.add_argument(
         "--document", type=Path, help="where report puts its tables (default: docs/benchmarks.md; with --quick nowhere)"
     )
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .errors import Refusal
 
     try:
-        drive.check_options(options)
+        execution.check_options(options)
         return _run(options)
     except Refusal as error:
         print(f"benchmarks: {error}", file=sys.stderr)

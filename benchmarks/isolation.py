@@ -1,6 +1,6 @@
 """A worker process that may be lost: an illegal access on a GPU ends a process, and some kernels never return.
 
-The worker notes what it is at (`mark`) and writes its rows itself; when it is lost, whoever ran is to blame, and
+The worker notes what it is at (`progress`) and writes its rows itself; when it is lost, whoever ran is to blame, and
 another worker goes on without them.
 """
 
@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import mark
-from .mark import Place
+from . import progress
+from .progress import Place
 
 COMMAND = (sys.executable, "-m", "benchmarks")
 # How a worker ends whose device answers no more.
@@ -40,12 +40,12 @@ def supervise(command: Callable[[Path], list[str]], limit: float, lost: Callable
         lost: is told where a worker was lost and how, and says whether another is to go on.
     """
     with TemporaryDirectory() as folder, _ends_when_told():
-        path = Path(folder) / "mark"
+        path = Path(folder) / "progress"
         while True:
             # Nobody is to blame for what the worker before was at.
             path.write_bytes(b"")
             how = _watch(command(path), path, limit)
-            place = mark.read(path)
+            place = progress.read(path)
             if place.ended or not lost(place, how):
                 return
 
@@ -76,7 +76,7 @@ def _watch(command: list[str], path: Path, limit: float) -> str:
         while True:
             with suppress(subprocess.TimeoutExpired):
                 return _how(process.wait(POLL_SECONDS))
-            place = mark.read(path)
+            place = progress.read(path)
             if place.count != count:
                 count, since = place.count, time.monotonic()
             allowed = END_SECONDS if place.ended else limit if place.unit >= 0 else max(limit, START_SECONDS)

@@ -14,7 +14,7 @@ import torch
 
 from . import environment, floors, gpu, rows, timing
 from .cases import Case
-from .course import Course
+from .context import Context
 from .deadline import Until
 from .errors import DeviceLost
 from .gate import Gate, Verdict
@@ -68,10 +68,10 @@ class Runner:
         device: torch.device,
         budget: Budget,
         facts: dict[str, Any] | None = None,
-        course: Course | None = None,
+        context: Context | None = None,
     ) -> None:
-        self._course = course or Course()
-        self.device, self.budget = device, Until(budget, self._course.deadline)
+        self._context = context or Context()
+        self.device, self.budget = device, Until(budget, self._context.deadline)
         self.red = 0
         self._facts = facts or environment.facts(device)
         self._watch = gpu.Stopwatch(device) if device.type == "cuda" else None
@@ -92,7 +92,7 @@ class Runner:
         for provider in (provider for provider in providers if case.method in provider.methods):
             row = blank_row(self._facts, self.device.type, group, case, provider)
             found.append(row)
-            self._course.mark(provider.name, "being asked")
+            self._context.progress(provider.name, "being asked")
             reason = provider.why_not(case, self.device)
             if reason is not None:
                 row.status = f"skipped: {reason}"
@@ -122,18 +122,18 @@ class Runner:
         return [*distinct, *copies]
 
     def _write(self, found: Sequence[Row]) -> None:
-        self._course.ledger.add(found)
+        self._context.ledger.add(found)
         self.red += sum(rows.red(row.provider, row.status) for row in found)
 
     def _attempt(self, row: Row, name: str, step: Callable[[], Any]) -> Any:
         """What a step gives; where it raises, the row says so, and the run goes on."""
-        self._course.mark(row.provider, name)
+        self._context.progress(row.provider, name)
         found = None
         try:
             found = step()
         except Exception as error:
             self._fail(row, error)
-        self._course.mark("")
+        self._context.progress("")
         return found
 
     def _fail(self, row: Row, error: Exception) -> None:
@@ -191,7 +191,7 @@ class Runner:
     def _time(self, entries: list[Entry], sets: list[Inputs]) -> None:
         """Times the entries, warm by now, beside the floor, and completes their rows."""
         case = sets[0].case
-        self._course.mark("")
+        self._context.progress("")
         floor = Timed(lambda turn: floors.distance_product(sets[turn % len(sets)]))
         floor.call(0)
         for on_gpu in (False, True):
@@ -212,7 +212,7 @@ class Runner:
 
         def measure_one(call: functools.partial) -> float:
             running[:] = [entry for entry in entries if entry.timed.call is call.func]
-            self._course.mark(running[0].row.provider if running else "", "the repeats")
+            self._context.progress(running[0].row.provider if running else "", "the repeats")
             return measure(call)
 
         while True:
@@ -226,7 +226,7 @@ class Runner:
                     timed.ms.clear()
                 entries.remove(running[0])
             else:
-                self._course.mark("")
+                self._context.progress("")
                 return
 
     def _extras(self, entry: Entry) -> bool:

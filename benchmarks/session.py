@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from . import cases, drive, environment, memory, results, rows
-from .course import Course
+from . import cases, environment, execution, memory, results, rows
+from .context import Context
 from .errors import Refusal
 from .ledger import Ledger
 from .providers import providers_of
@@ -51,7 +51,7 @@ def measuring_on(device: torch.device) -> Iterator[None]:
 
 
 class Cases:
-    """What `drive` needs to know of cases of clustering.
+    """What `execution` needs to know of cases of clustering.
 
     Args:
         plan: (group, case, providers) of every case.
@@ -70,10 +70,10 @@ class Cases:
         return [blank_row(self._facts, self._device.type, group, case, provider) for provider in takers]
 
     @contextmanager
-    def measuring(self, course: Course) -> Iterator[Callable[[int], object]]:
+    def measuring(self, context: Context) -> Iterator[Callable[[int], object]]:
         """What measures a case, but for the rows that are there."""
         with measuring_on(self._device):
-            runner = Runner(self._device, self._budget, self._facts, course)
+            runner = Runner(self._device, self._budget, self._facts, context)
 
             def measure(unit: int) -> None:
                 group, case, everyone = self._plan[unit]
@@ -87,7 +87,8 @@ def measure(groups: Sequence[str], options: argparse.Namespace) -> int:
     """Runs the groups; how many rows were wrong or failed.
 
     Raises:
-        Refusal: an unknown device, no case or provider left, a file of results of another make, or as `drive`.
+        Refusal: an unknown device, no case or provider left, a file of results of another make, or as
+            `execution.execute`.
     """
     device = environment.find_device(options.device)
     if options.threads is not None:
@@ -99,11 +100,11 @@ def measure(groups: Sequence[str], options: argparse.Namespace) -> int:
     plan = _plan(groups, device.type, options)
     budget = Budget(options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type]), options.budget)
     allocator = memory.keep_memory() if options.keep_memory else memory.DEFAULT
-    facts = {**environment.facts(device), **drive.shared_facts(options)}
+    facts = {**environment.facts(device), **execution.shared_facts(options)}
     if options.worker is None:
         say_where(device, allocator, facts["load"])
     job = Cases(plan, device, budget, facts, Ledger(rows, path, facts["run"], line))
-    return drive.drive(job, options, device.type, facts)
+    return execution.execute(job, options, device.type, facts)
 
 
 def _plan(groups: Sequence[str], kind: str, options: argparse.Namespace) -> list[tuple]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import drive, environment, memory, reports, results, tax_report, tax_rows
+from . import environment, execution, memory, reports, results, tax_report, tax_rows
 from .errors import Refusal
 from .ledger import Ledger
 from .session import results_path, say_where
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--threads", type=int, help="threads on the CPU (default: torch's)")
     root.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True, help=memory.HELP)
-    drive.add_options(root)
+    execution.add_options(root)
     root.add_argument("--output", type=Path, default=RESULTS, help="folder for the CSV (default: %(default)s)")
     root.add_argument("--report", action="store_true", help="measure nothing; tables of what the folder holds")
     root.add_argument(
@@ -92,11 +92,11 @@ def _check(options: argparse.Namespace) -> None:
             raise Refusal(f"--batch: expected at least 1, got {batch}")
     if not 0 < options.budget < float("inf"):
         raise Refusal(f"--budget: expected seconds above 0, got {options.budget}")
-    drive.check_options(options)
+    execution.check_options(options)
 
 
 def _measure(options: argparse.Namespace) -> int:
-    """Runs the problems; how many rows were wrong or failed. Refusal as `drive`."""
+    """Runs the problems; how many rows were wrong or failed. Refusal as `execution.execute`."""
     device = environment.find_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -113,14 +113,15 @@ def _measure(options: argparse.Namespace) -> int:
         tax_rows.check(path)
     budget = Budget(options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type]), options.budget)
     allocator = memory.keep_memory() if options.keep_memory else memory.DEFAULT
-    facts = {**environment.facts(device), "runs_on": device.type, "allocator": allocator, **drive.shared_facts(options)}
+    where = {"runs_on": device.type, "allocator": allocator}
+    facts = {**environment.facts(device), **where, **execution.shared_facts(options)}
     if options.worker is None:
         say_where(device, allocator, facts["load"])
     with_compiled = not options.quick if options.compile is None else options.compile
     work = [(problem, modes(device.type, problem.batch, with_compiled)) for problem in plan]
     methods = list(dict.fromkeys(options.method or METHODS))
     job = Problems(work, methods, device, budget, facts, Ledger(tax_rows, path, facts["run"], line))
-    return drive.drive(job, options, device.type, facts)
+    return execution.execute(job, options, device.type, facts)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What `drive` needs to know of the problems of the pooling tax."""
+"""What `execution` needs to know of the problems of the pooling tax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .course import Course
+from .context import Context
 from .ledger import Ledger
 from .session import measuring_on
 from .tax_cases import BASE, SLICING, Problem
@@ -47,10 +47,10 @@ class Problems:
         ]
 
     @contextmanager
-    def measuring(self, course: Course) -> Iterator[Callable[[int], object]]:
+    def measuring(self, context: Context) -> Iterator[Callable[[int], object]]:
         """What measures a problem, but for the rows that are there."""
         with measuring_on(self._device):
-            runner = TaxRunner(self._device, self._budget, self._facts, course)
+            runner = TaxRunner(self._device, self._budget, self._facts, context)
             yield lambda unit: runner.run(*self._work[unit], self._methods)
 
 

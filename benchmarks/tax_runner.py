@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import environment, gpu, memory, tax_gate, timing
-from .course import Course
+from .context import Context
 from .deadline import Until
 from .errors import DeviceLost
 from .tax_calls import Call, captured, compiled
@@ -60,10 +60,10 @@ class TaxRunner:
         device: torch.device,
         budget: Budget,
         facts: dict[str, Any] | None = None,
-        course: Course | None = None,
+        context: Context | None = None,
     ) -> None:
-        self._course = course or Course()
-        self.device, self.budget = device, Until(budget, self._course.deadline)
+        self._context = context or Context()
+        self.device, self.budget = device, Until(budget, self._context.deadline)
         self.red = 0
         plain = {"runs_on": device.type, "allocator": memory.DEFAULT}
         self._facts = facts or {**environment.facts(device), **plain}
@@ -97,7 +97,7 @@ class TaxRunner:
                 self._attempt(list(subject.rows.values()), "counting Ward's rounds", step)
         passed = [subject for subject in subjects if subject.logits is not None]
         for mode in modes:
-            if self._course.deadline.over:
+            if self._context.deadline.over:
                 break
             self._time(mode, [subject for subject in passed if mode in subject.rows], images)
         # What was compiled for these shapes serves no other problem.
@@ -107,21 +107,21 @@ class TaxRunner:
     def _rows(self, problem: Problem, modes: Sequence[str], method: str) -> dict[str, Row]:
         """By mode, those that the ledger lacks."""
         blanks = {mode: blank_row(self._facts, problem, mode, method) for mode in modes}
-        return {mode: row for mode, row in blanks.items() if not self._course.ledger.has(row)}
+        return {mode: row for mode, row in blanks.items() if not self._context.ledger.has(row)}
 
     def _write(self, rows: Sequence[Row]) -> None:
-        self._course.ledger.add(rows)
+        self._context.ledger.add(rows)
         self.red += sum(red(row.method, row.status) for row in rows)
 
     def _attempt(self, rows: Sequence[Row], name: str, step: Callable[[], Any]) -> Any:
         """What a step of one model gives; where it raises, its rows say so, and the run goes on."""
-        self._course.mark(rows[0].method, name)
+        self._context.progress(rows[0].method, name)
         found = None
         try:
             found = step()
         except Exception as error:
             self._fail(rows, error)
-        self._course.mark("")
+        self._context.progress("")
         return found
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
@@ -200,7 +200,7 @@ class TaxRunner:
 
         def measure_one(call: Call) -> float:
             running[:] = [name for name, one in ready.items() if one is call]
-            self._course.mark(running[0], f"the repeats, {mode}")
+            self._context.progress(running[0], f"the repeats, {mode}")
             return measure(call)
 
         while BASE in ready and SLICING in ready:
@@ -210,7 +210,7 @@ class TaxRunner:
                 del ready[running[0]]
                 self._fail([rows[running[0]]], error)
             else:
-                self._course.mark("")
+                self._context.progress("")
                 return dict(zip(ready, ms, strict=True))
         return {}
 

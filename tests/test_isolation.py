@@ -21,11 +21,11 @@ import faulty
 from benchmarks import environment, isolation, results, rows, tax_report, tax_rows, tax_runner, timing
 from benchmarks.__main__ import main
 from benchmarks.cases import Case
-from benchmarks.course import Course
+from benchmarks.context import Context
 from benchmarks.deadline import Deadline, Until
 from benchmarks.errors import DeviceLost
 from benchmarks.ledger import Ledger
-from benchmarks.mark import Mark, Place, read
+from benchmarks.progress import Place, Progress, read
 from benchmarks.providers import Library
 from benchmarks.runner import Runner
 from benchmarks.tax_cases import BASE, SCHEDULES, SLICING, Problem
@@ -53,10 +53,10 @@ BEGIN = """if True:
     import os, signal, subprocess, sys, time
     from pathlib import Path
     from benchmarks import isolation
-    from benchmarks.mark import Mark
-    mark = Mark(Path(sys.argv[1]))
-    mark.begin(3)
-    mark("someone", "a step")
+    from benchmarks.progress import Progress
+    progress = Progress(Path(sys.argv[1]))
+    progress.begin(3)
+    progress("someone", "a step")
 """
 
 
@@ -97,7 +97,7 @@ def test_where_and_how_a_worker_is_lost(at_root: None, code: str, how: str) -> N
 
 def test_a_worker_that_comes_to_its_end_is_the_last(at_root: None) -> None:
     # The limit is for a step: all of them together take longer.
-    code = 'for _ in range(8):\n    time.sleep(0.2)\n    mark("someone", "another step")\nmark.end()'
+    code = 'for _ in range(8):\n    time.sleep(0.2)\n    progress("someone", "another step")\nprogress.end()'
     told: list[object] = []
     isolation.supervise(command(code), 1.0, lambda *given: bool(told.append(given)))
     assert told == []
@@ -105,7 +105,7 @@ def test_a_worker_that_comes_to_its_end_is_the_last(at_root: None) -> None:
 
 def test_what_a_worker_has_started_ends_with_it(at_root: None, tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    code = f'child = subprocess.Popen(["sleep", "3600"])\nPath({str(note)!r}).write_text(str(child.pid))\nmark.end()'
+    code = f'child = subprocess.Popen(["sleep", "3600"])\nPath({str(note)!r}).write_text(str(child.pid))\nprogress.end()'
     isolation.supervise(command(code), 5.0, lambda *given: False)
     assert gone(int(note.read_text()))
 
@@ -149,14 +149,14 @@ def test_a_worker_that_never_begins_is_refused(
     assert "lost before it measured anything, process ended with exit code 5" in capfd.readouterr().err
 
 
-def test_marks_leave_nothing_of_the_one_before(tmp_path: Path) -> None:
-    path = tmp_path / "mark"
+def test_a_note_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "progress"
     assert read(path) == Place()
-    mark = Mark(path)
-    mark.begin(7)
-    mark("a provider with a long name", "and a long step")
-    mark("x")
-    assert read(path) == mark.place == Place(7, "x", "", 3)
+    progress = Progress(path)
+    progress.begin(7)
+    progress("a provider with a long name", "and a long step")
+    progress("x")
+    assert read(path) == progress.place == Place(7, "x", "", 3)
 
 
 # From end to end.
@@ -246,7 +246,7 @@ def test_a_mode_is_on_disk_before_the_next_begins(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(tax_runner.tax_gate, "differs", lambda logits, expected: None)
     ledger = Ledger(tax_rows, path, "this")
     with torch.inference_mode():
-        TaxRunner(CPU, Budget(1), TAX_FACTS, Course(ledger)).run(PROBLEM, ["eager", "compiled"], ["topk"])
+        TaxRunner(CPU, Budget(1), TAX_FACTS, Context(ledger)).run(PROBLEM, ["eager", "compiled"], ["topk"])
     assert seen == [[("eager", name, "ok") for name in (BASE, SLICING, "topk")]] * 3
     assert len(tax_rows.read(path)) == len(ledger) == 6
 
@@ -261,7 +261,7 @@ def test_red_rows_are_on_disk_at_once(tmp_path: Path) -> None:
             return super().prepare(inputs)
 
     bad, after = faulty.Faulty("bad", faulty.FIRST), Looks("torch")
-    Runner(CPU, Budget(1), FACTS, Course(Ledger(rows, path, "this"))).run("kernels", CASE, [bad, after])
+    Runner(CPU, Budget(1), FACTS, Context(Ledger(rows, path, "this"))).run("kernels", CASE, [bad, after])
     assert seen == [{"bad": "failed: RuntimeError: it broke"}]
     assert statuses(path) == {**seen[0], "tpkernels torch": "ok"}
 
@@ -280,7 +280,7 @@ def test_what_a_run_has_written_is_not_measured_again(tmp_path: Path) -> None:
         ledger = Ledger(tax_rows, path, facts["run"])
         ledger.load()
         with torch.inference_mode():
-            return TaxRunner(CPU, Budget(1), facts, Course(ledger)).run(PROBLEM, modes, ["topk"])
+            return TaxRunner(CPU, Budget(1), facts, Context(ledger)).run(PROBLEM, modes, ["topk"])
 
     assert [one.method for one in run(["eager"])] == [BASE, SLICING, "topk"]
     assert run(["eager"]) == [] and len(tax_rows.read(path)) == 3
@@ -306,18 +306,18 @@ def test_memory_that_another_ran_out_of_is_not_red() -> None:
 def test_a_lost_device_ends_the_process_after_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "is_lost", lambda device: True)
     path = tmp_path / "box.csv"
-    course = Course(Ledger(rows, path, "this"))
+    context = Context(Ledger(rows, path, "this"))
     good, bad = faulty.Faulty("good"), faulty.Faulty("bad", faulty.REPEAT)
     with pytest.raises(DeviceLost, match=r"bad, kmeans .*it broke"):
-        Runner(CPU, Budget(2), FACTS, course).run("kernels", CASE, [good, bad])
-    assert statuses(path) == {"bad": "failed: RuntimeError: it broke"} and course.mark.place.subject == "bad"
+        Runner(CPU, Budget(2), FACTS, context).run("kernels", CASE, [good, bad])
+    assert statuses(path) == {"bad": "failed: RuntimeError: it broke"} and context.progress.place.subject == "bad"
     faulty.plant(monkeypatch.setattr)
     path = tmp_path / "box-tax.csv"
-    course = Course(Ledger(tax_rows, path, "this"))
+    context = Context(Ledger(tax_rows, path, "this"))
     with torch.inference_mode(), pytest.raises(DeviceLost, match="bipartite, deit-nano: failed"):
-        TaxRunner(CPU, Budget(2), TAX_FACTS, course).run(PROBLEM, ["eager"], ["bipartite"])
+        TaxRunner(CPU, Budget(2), TAX_FACTS, context).run(PROBLEM, ["eager"], ["bipartite"])
     assert statuses(path, tax_rows) == {"bipartite": "failed: RuntimeError: it broke"}
-    assert course.mark.place.subject == "bipartite"
+    assert context.progress.place.subject == "bipartite"
 
 
 def test_without_workers_a_lost_device_ends_the_run(
@@ -376,9 +376,9 @@ def test_a_mode_is_not_begun_after_the_deadline(tmp_path: Path, monkeypatch: pyt
     over: list[bool] = []
     monkeypatch.setattr(Deadline, "left", lambda self: 0.0 if over else 1.0)
     monkeypatch.setattr(tax_runner, "complete", lambda row, *given: over.append(True) or setattr(row, "status", "ok"))
-    course = Course(Ledger(tax_rows, path, "this"))
+    context = Context(Ledger(tax_rows, path, "this"))
     with torch.inference_mode():
-        TaxRunner(CPU, Budget(1), TAX_FACTS, course).run(PROBLEM, ["eager", "compiled"], [])
+        TaxRunner(CPU, Budget(1), TAX_FACTS, context).run(PROBLEM, ["eager", "compiled"], [])
     assert [one["mode"] for one in tax_rows.read(path)] == ["eager", "eager"]
 
 

@@ -26,7 +26,7 @@ class Place:
     ended: bool = False
 
 
-class Mark:
+class Progress:
     """Notes where its process is; without a file only in memory.
 
     A note is one short write into the page cache, which a killed process leaves behind.

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import isolation
-from .course import Course
+from .context import Context
 from .deadline import Deadline
 from .errors import DeviceLost, Refusal
 from .ledger import Ledger
-from .mark import Mark, Place
+from .progress import Place, Progress
 
 LIMIT = 300.0
 
@@ -29,12 +29,12 @@ class Job(Protocol):
     def blanks(self, unit: int) -> list[Any]:
         """The unit's rows before anything has run; a row has a `subject` and a `part` of the unit."""
 
-    def measuring(self, course: Course) -> AbstractContextManager[Callable[[int], object]]:
+    def measuring(self, context: Context) -> AbstractContextManager[Callable[[int], object]]:
         """What measures a unit, in the process that does: the parent of workers leaves the device alone."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `drive` reads."""
+    """The options that `execution` reads."""
     parser.add_argument(
         "--deadline",
         type=float,
@@ -54,8 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="kill a worker in which one step (a first call, memory and graph, a repeat) takes longer "
         "(default: %(default)g)",
     )
-    # A worker's mark, and the run's beginning and load, which its rows share with other workers'.
-    parser.add_argument("--worker", nargs=3, metavar=("MARK", "RUN", "LOAD"), help=argparse.SUPPRESS)
+    # A worker's progress, and the run's beginning and load, which its rows share with other workers'.
+    parser.add_argument("--worker", nargs=3, metavar=("PROGRESS", "RUN", "LOAD"), help=argparse.SUPPRESS)
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -73,7 +73,7 @@ def shared_facts(options: argparse.Namespace) -> dict[str, Any]:
     return {"run": options.worker[1], "load": float(options.worker[2])}
 
 
-def drive(job: Job, options: argparse.Namespace, kind: str, facts: dict[str, Any]) -> int:
+def execute(job: Job, options: argparse.Namespace, kind: str, facts: dict[str, Any]) -> int:
     """Measures all units; how many rows were wrong or failed.
 
     Args:
@@ -93,7 +93,7 @@ def drive(job: Job, options: argparse.Namespace, kind: str, facts: dict[str, Any
         _in_workers(job, options, deadline, facts)
     else:
         try:
-            _work(job, Course(job.ledger, Mark(), deadline))
+            _work(job, Context(job.ledger, Progress(), deadline))
         except DeviceLost as error:
             print(f"The device is lost: {error}")
     missing = _missing(job)
@@ -118,26 +118,26 @@ def _missing(job: Job) -> list[str]:
     return found
 
 
-def _work(job: Job, course: Course) -> None:
-    with job.measuring(course) as measure:
+def _work(job: Job, context: Context) -> None:
+    with job.measuring(context) as measure:
         for unit, title in enumerate(job.titles):
-            if course.deadline.over:
+            if context.deadline.over:
                 break
             if _open(job, unit):
                 print(f"\n{title}", flush=True)
-                course.mark.begin(unit)
+                context.progress.begin(unit)
                 measure(unit)
 
 
 def _work_for_parent(job: Job, path: Path, deadline: Deadline) -> None:
     isolation.end_with_parent()
     job.ledger.load()
-    mark = Mark(path)
+    progress = Progress(path)
     try:
-        _work(job, Course(job.ledger, mark, deadline))
+        _work(job, Context(job.ledger, progress, deadline))
     except DeviceLost:
         isolation.end_lost()
-    mark.end()
+    progress.end()
 
 
 def _in_workers(job: Job, options: argparse.Namespace, deadline: Deadline, facts: dict[str, Any]) -> None:

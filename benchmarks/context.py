@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from .deadline import Deadline
 from .ledger import Ledger
-from .mark import Mark
+from .progress import Progress
 
 
 @dataclass(frozen=True)
-class Course:
+class Context:
     """As it is without arguments rows are kept nowhere, and there is no end."""
 
     ledger: Ledger = field(default_factory=Ledger)
-    mark: Mark = field(default_factory=Mark)
+    progress: Progress = field(default_factory=Progress)
     deadline: Deadline = field(default_factory=Deadline)
