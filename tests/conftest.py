@@ -12,12 +12,10 @@ from types import ModuleType
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from sanitizer import Watch, watched
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    # Triton reads this when a kernel is defined, so it comes before the first import of one.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Before whatever imports a kernel: it says where they run.
+from marks import DEVICE, FOR_GPU, KERNELS, RUNS_TRITON
+from sanitizer import Watch, watched
 
 # The problems are small: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
@@ -32,17 +30,12 @@ settings.register_profile(
     # The backend is a fixture that all examples share on purpose.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.load_profile("tpkernels")
+# Every run draws the same, and finds its kernels compiled. The strategies draw sizes that share kernels.
+settings.register_profile("gpu", settings.get_profile("tpkernels"), max_examples=10, derandomize=True)
+settings.load_profile("gpu" if FOR_GPU else "tpkernels")
 
 
-def _triton() -> object:
-    marks = [pytest.mark.gpu if CUDA else pytest.mark.interpreter]
-    if importlib.util.find_spec("triton") is None:
-        marks.append(pytest.mark.skip(reason="Triton has no wheel for this platform"))
-    return pytest.param("triton", marks=marks)
-
-
-@pytest.fixture(params=["torch", _triton()])
+@pytest.fixture(params=["torch", pytest.param("triton", marks=KERNELS)])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend by its name."""
     return request.param
@@ -51,13 +44,13 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """CUDA where there is one."""
-    return torch.device("cuda" if CUDA else "cpu")
+    return torch.device(DEVICE)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def sanitizer() -> Iterator[Watch | None]:
     """Every access of every kernel that the interpreter runs is looked at, in all tests."""
-    if CUDA or importlib.util.find_spec("triton") is None or os.environ["TRITON_INTERPRET"] != "1":
+    if not RUNS_TRITON or FOR_GPU:
         yield None
         return
     with watched(importlib.import_module("triton.runtime.interpreter")) as watch:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from hypothesis import strategies as st
+from marks import FOR_GPU
 from torch import Tensor
 
 LAYOUTS = ("contiguous", "prefix", "transposed", "every other", "reversed batch")
@@ -80,13 +81,23 @@ def make(
 
 
 def numbered(seed: int, samples: int = 4, *, small: int = 1) -> Problem:
-    """The seed-th problem with N in 1..64, D in 1..48, K in 1..N; a higher `small` draws small N more often."""
+    """The seed-th problem with N in 1..64, D in 1..48, K in 1..N; a higher `small` draws small N more often.
+
+    On a GPU all have one kernel: odd N in 33..63, odd D in 3..47, K in 2..15.
+    """
     generator = torch.Generator().manual_seed(10_000 + seed)
     u = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     n, d = 1 + int(64 * u[0] ** small), 1 + int(48 * u[1])
     k = 1 + int(n * u[2])
+    if FOR_GPU:
+        n, d, k = 33 + 2 * int(16 * u[0] ** small), 3 + 2 * int(23 * u[1]), 2 + int(14 * u[2])
     # Weights without zeros, with zeros, none; a third of the problems with duplicates in each.
     return make(seed, samples, n, d, k, weighted=seed % 3 > 0, zeros=seed % 3 == 2, duplicates=seed % 9 < 3)
+
+
+def odd(low: int, high: int) -> st.SearchStrategy[int]:
+    """Odd numbers from an odd one on."""
+    return st.sampled_from(range(low, high + 1, 2))
 
 
 @st.composite
@@ -100,14 +111,17 @@ def problems(
     duplicates: bool = True,
     layouts: bool = True,
 ) -> Problem:
-    """Small problems of every kind: odd N and D, K = 1, K = N, K > N, duplicates, zero weights, masks, strides."""
-    n = draw(st.integers(1, max_n), label="n")
+    """Small problems of every kind: odd N and D, K = 1, K = N, K > N, duplicates, zero weights, masks, strides.
+
+    On a GPU N and D are odd and not 1: its kernels are made for 1 and for multiples of 16.
+    """
+    n = draw(odd(3, min(max_n, 15)) if FOR_GPU else st.integers(1, max_n), label="n")
     weighted = weights and draw(st.booleans(), label="weighted")
     return make(
         draw(st.integers(0, 999), label="seed"),
         draw(st.integers(1, 4), label="b"),
         n,
-        draw(st.integers(1, max_d), label="d"),
+        draw(odd(3, min(max_d, 15)) if FOR_GPU else st.integers(1, max_d), label="d"),
         draw(st.one_of(st.integers(1, n), st.sampled_from([1, n, n + 3])), label="k"),
         weighted=weighted,
         zeros=weighted and draw(st.booleans(), label="zeros"),

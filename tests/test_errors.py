@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from marks import DEVICE, runs_triton
 
 import tpkernels
 from tpkernels import TokenPool, assign, attention, chamfer_loss, cluster_mean, medoid_update, pairwise_sqdist, unpool
@@ -426,14 +427,12 @@ def test_triton_on_a_cpu_says_why_not() -> None:
     assert automatic == "auto: 6"
 
 
-@pytest.mark.interpreter
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter")
+@runs_triton
 def test_triton_says_what_it_cannot_take() -> None:
-    pytest.importorskip("triton")
     with pytest.raises(RuntimeError, match=r'backend="triton" cannot take this call: .*float64'):
-        tpkernels.kmeans(X.double(), 3, backend="triton")
+        tpkernels.kmeans(X.double().to(DEVICE), 3, backend="triton")
     with pytest.raises(RuntimeError, match=r'backend="triton" cannot take this call: Ward.*1024.*1025'):
-        tpkernels.ward(torch.zeros(1, 1025, 1), 3, backend="triton")
+        tpkernels.ward(torch.zeros(1, 1025, 1, device=DEVICE), 3, backend="triton")
 
 
 def test_a_triton_too_old_for_the_kernels_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

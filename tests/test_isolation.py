@@ -105,7 +105,8 @@ def test_a_worker_that_comes_to_its_end_is_the_last(at_root: None) -> None:
 
 def test_what_a_worker_has_started_ends_with_it(at_root: None, tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    code = f'child = subprocess.Popen(["sleep", "3600"])\nPath({str(note)!r}).write_text(str(child.pid))\nprogress.end()'
+    code = 'child = subprocess.Popen(["sleep", "3600"])\n'
+    code += f"Path({str(note)!r}).write_text(str(child.pid))\nprogress.end()"
     isolation.supervise(command(code), 5.0, lambda *given: False)
     assert gone(int(note.read_text()))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from marks import DEVICE
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,7 +20,6 @@ from tpkernels import TokenPool, patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from deit.model import DeiT, DeiTConfig
 
-CUDA = torch.cuda.is_available()
 KEEP = [40, None, 20, None]
 METHODS = ("ward", "kmeans", "kmedoids", "topk", "importance", "random", "grid", "bipartite")
 
@@ -91,14 +91,13 @@ def test_hooks_on_a_block_fire_and_may_change_its_tokens(block: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_scaled_step_under_autocast(method: str, dtype: torch.dtype) -> None:
     """A scale that the model itself bears overflows nothing in its pooling, and goes out again."""
-    device = "cuda" if CUDA else "cpu"
     options = {"init": "strided"} if method in ("kmeans", "kmedoids") else {}
-    model = patch(make_model(), KEEP, method=method, **options).train().to(device)
+    model = patch(make_model(), KEEP, method=method, **options).train().to(DEVICE)
     wide = copy.deepcopy(model)
-    images = make_images().to(device)
-    scaler = torch.amp.GradScaler(device, init_scale=2.0**8)
+    images = make_images().to(DEVICE)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with torch.autocast(device, dtype):
+    with torch.autocast(DEVICE, dtype):
         loss = model(images).float().square().mean()
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from marks import CUDA, KERNELS, interpreter_marks, runs_triton, sized
 from strategies import LAYOUTS, Problem, laid_out, make, problems
 from tolerances import TOLERANCES, assert_values, assignment_regret, medoid_regret, regret_limit
 from torch import Tensor
 
 import tpkernels
 from tpkernels import PoolInfo, TokenPool, reference, unpool
-from tpkernels.ops.backends import why_not_triton
 
 INITS = ("ward", "topk", "farthest", "strided")
 PRUNERS = ("topk", "importance", "random")
@@ -38,6 +38,8 @@ class Case(NamedTuple):
 
 ITERATED = [Case(method, init) for method in ("kmeans", "kmedoids") for init in INITS]
 IN_THE_KERNEL = [Case("kmeans"), Case("kmeans", "strided"), Case("kmedoids", "topk"), Case("kmedoids", "farthest")]
+# Where a kernel takes a compiler long.
+ON_A_GPU = [Case("kmeans", "strided"), Case("kmedoids", "topk")]
 CLUSTERERS = [Case("ward"), *ITERATED]
 CASES = [*CLUSTERERS, *map(Case, (*PRUNERS, "grid", "bipartite"))]
 
@@ -46,22 +48,28 @@ def name(case: Case) -> str:
     return f"{case.method}-{case.init}" if case in ITERATED else case.method
 
 
-def on_both(cases: list[Case]) -> pytest.MarkDecorator:
+def on_both(cases: list[Case], *, fewer_kernels: bool = False) -> pytest.MarkDecorator:
     """Every case on the torch backend, and on Triton's those that it has a kernel for: every start with one method.
 
     All pairs of them are in test_agreement.py and test_launch.py; the interpreter is slow.
+
+    Args:
+        fewer_kernels: on a GPU one case of each method, for what takes a kernel of its own.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     here = [pytest.param(case, "torch", id=f"{name(case)}-torch") for case in cases]
     for case in cases:
-        takes = why_not_triton(device, torch.float32, 8, 16, case.method if case.clusters else "mean")
-        if takes is None and (case not in ITERATED or case in IN_THE_KERNEL):
-            mark = pytest.mark.gpu if device == "cuda" else pytest.mark.interpreter
-            here.append(pytest.param(case, "triton", id=f"{name(case)}-triton", marks=mark))
+        if case not in ITERATED or case in IN_THE_KERNEL:
+            left_out = fewer_kernels and case in ITERATED and case not in ON_A_GPU
+            marks = interpreter_marks("another start reads tokens in the same way") if left_out else KERNELS
+            here.append(pytest.param(case, "triton", id=f"{name(case)}-triton", marks=marks))
     return pytest.mark.parametrize(("case", "backend"), here)
 
 
 each_case, each_clusterer, each_iterated = on_both(CASES), on_both(CLUSTERERS), on_both(ITERATED)
+case_of_each_method, clusterer_of_each_method = (
+    on_both(CASES, fewer_kernels=True),
+    on_both(CLUSTERERS, fewer_kernels=True),
+)
 
 
 class Pooled(NamedTuple):
@@ -172,7 +180,9 @@ def test_weight_two_is_the_token_twice_on_each_backend(method: str, backend: str
     start = torch.tensor([0, 3, 7, 10], device=device)
     first = torch.tensor([0, 4, 9, 13], device=device)
     heavy = getattr(tpkernels, method)(x, 4, weight, init=start, backend=backend)
-    copied = getattr(tpkernels, method)(x[:, rows], 4, init=first, backend=backend)
+    # Equal weights are none, but the kernel is another.
+    equal_weights = sized(None, gpu=torch.ones(1, len(rows), device=device))
+    copied = getattr(tpkernels, method)(x[:, rows], 4, equal_weights, init=first, backend=backend)
     assert torch.equal(heavy.assignment[:, rows], copied.assignment)
     assert_values(heavy.centers, copied.centers)
 
@@ -204,7 +214,7 @@ def test_objective_never_rises(case: Case, problem: Problem) -> None:
 
 @each_iterated
 def test_objective_never_rises_in_any_backend(case: Case, backend: str, device: torch.device) -> None:
-    problem = make(4, 2, 15, 3, 5, weighted=True, zeros=True, duplicates=True, masked=True)
+    problem = make(4, 2, 15, 3, 5, weighted=True, zeros=True, duplicates=True, masked=sized(True, gpu=False))
     check_objective(case, problem, backend, device, turns=4)
 
 
@@ -247,7 +257,11 @@ def test_clusters_are_well_formed(case: Case, problem: Problem) -> None:
 @pytest.mark.usefixtures("poisoned")
 @each_case
 def test_clusters_are_well_formed_in_any_backend(case: Case, backend: str, device: torch.device) -> None:
-    for seed, n, d, k, masked in ((0, 17, 3, 5, True), (1, 13, 1, 1, False), (2, 9, 17, 8, False)):
+    for seed, n, d, k, masked in (
+        (0, sized(17, gpu=15), 3, 5, True),
+        (1, 13, sized(1, gpu=2), 1, False),
+        (2, 9, 17, 8, False),
+    ):
         problem = make(seed, 3, n, d, k, weighted=True, zeros=True, duplicates=True, masked=masked)
         check_clusters(case, problem, backend, device)
 
@@ -283,22 +297,23 @@ def test_medoids(case: Case, problem: Problem) -> None:
 @pytest.mark.usefixtures("poisoned")
 @each_clusterer
 def test_medoids_in_any_backend(case: Case, backend: str, device: torch.device) -> None:
-    problem = make(5, 3, 17, 4, 6, weighted=True, zeros=True, duplicates=True, masked=True)
+    problem = make(5, 3, sized(17, gpu=15), 4, 6, weighted=True, zeros=True, duplicates=True, masked=True)
     check_medoids(case, problem, backend, device)
-    check_medoids(case, make(6, 2, 14, 3, 5), backend, device)
+    check_medoids(case, make(6, 2, 14, 3, 5, weighted=sized(False, gpu=True)), backend, device)
 
 
 @each_case
 def test_sizes_add_up_over_layers(case: Case, backend: str, device: torch.device) -> None:
-    x, _, weight, _ = make(7, 2, 20, 4, 9, weighted=True)
+    n = sized(20, gpu=15)
+    x, _, weight, _ = make(7, 2, n, 4, 9, weighted=True)
     x, weight = x.to(device), weight.to(device)
-    sizes = torch.ones(2, 20, device=device)
-    for keep in (12, 5):
+    sizes = torch.ones(2, n, device=device)
+    for keep in (sized(12, gpu=13), 5):
         layer = TokenPool(keep, case.method, init=case.init, num_prefix_tokens=0, backend=backend)
         before = (x, sizes)
         x, sizes, info = layer(x, weight[:, : x.shape[1]], sizes=sizes, return_info=True)
         if case.method not in PRUNERS:
-            assert sizes.sum(1).tolist() == [20.0, 20.0]
+            assert sizes.sum(1).tolist() == [float(n), float(n)]
             total = torch.einsum("bn,bnd->bd", before[1], before[0])
             torch.testing.assert_close(torch.einsum("bn,bnd->bd", sizes, x), total, rtol=1e-4, atol=1e-4)
         else:
@@ -342,10 +357,11 @@ def test_a_sample_does_not_depend_on_its_batch(case: Case, backend: str, device:
 @each_case
 def test_a_mask_is_slicing(case: Case, backend: str, device: torch.device) -> None:
     """Masked tokens hold NaN. Methods that go by a token's place are masked at the end only."""
-    x, k, weight, mask = make(10, 4, 19, 4, 6, weighted=True, masked=True)
+    n = sized(19, gpu=15)
+    x, k, weight, mask = make(10, 4, n, 4, 6, weighted=True, masked=True)
     if case.method in ("grid", "random", "importance"):
         # No square number is left, which a grid would take for an image.
-        mask = torch.arange(19) < torch.tensor([[19], [12], [7], [3]])
+        mask = torch.arange(n) < torch.tensor([[n], [12], [7], [3]])
         x = x.nan_to_num().masked_fill(~mask[..., None], torch.nan)
     weight = weight.masked_fill(~mask, torch.nan)
     found = pool(case, x, k, weight, mask, backend=backend, device=device)
@@ -364,8 +380,9 @@ def test_a_mask_is_slicing(case: Case, backend: str, device: torch.device) -> No
 
 @each_case
 def test_a_mask_that_keeps_everything_is_none(case: Case, backend: str, device: torch.device) -> None:
-    x, k, weight, _ = make(12, 2, 16, 4, 6, weighted=True)
-    mask = torch.ones(2, 16, dtype=torch.bool)
+    n = sized(16, gpu=15)
+    x, k, weight, _ = make(12, 2, n, 4, 6, weighted=True)
+    mask = torch.ones(2, n, dtype=torch.bool)
     plain = pool(case, x, k, weight, backend=backend, device=device)
     masked = pool(case, x, k, weight, mask, backend=backend, device=device)
     assert torch.equal(plain.label, masked.label)
@@ -374,7 +391,7 @@ def test_a_mask_that_keeps_everything_is_none(case: Case, backend: str, device: 
 
 @each_case
 def test_fully_masked_samples_give_zeros(case: Case, backend: str, device: torch.device) -> None:
-    x, k, weight, _ = make(13, 3, 12, 4, 5, weighted=True)
+    x, k, weight, _ = make(13, 3, 12, sized(4, gpu=5), 5, weighted=True)
     mask = torch.ones(3, 12, dtype=torch.bool)
     mask[1] = False
     x[1], weight[1] = torch.nan, torch.inf
@@ -476,13 +493,13 @@ def test_weights_of_zero_are_equal_weights(case: Case, backend: str, device: tor
     assert bool(found.tokens.isfinite().all())
 
 
-@each_case
+@case_of_each_method
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 1, 3), (2, 5, 0)])
 def test_empty_shapes(case: Case, shape: tuple[int, int, int], backend: str, device: torch.device) -> None:
     b, n, d = shape
     x = torch.ones(shape)
     weight = torch.ones(b, n)
-    for output in ("mean", "medoid"):
+    for output in sized(("mean", "medoid"), gpu=("mean",)):
         found = pool(case, x, 2, weight, backend=backend, device=device, output=output)
         width = min(2, n)
         assert found.tokens.shape == (b, width, d)
@@ -515,7 +532,7 @@ def check_state(case: Case, x: Tensor, k: int, weight: Tensor | None, backend: s
 
 
 @pytest.mark.parametrize("d", [1, 3, 17, 1536])
-@each_clusterer
+@clusterer_of_each_method
 def test_channels(case: Case, d: int, backend: str, device: torch.device) -> None:
     x, k, weight, _ = make(d, 2, 14, d, 5, weighted=True)
     check_state(case, x, k, weight, backend, device)
@@ -528,7 +545,7 @@ def test_many_tokens(case: Case, n: int, device: torch.device) -> None:
     check_state(case, x, k, weight, "torch", device)
 
 
-@pytest.mark.interpreter
+@runs_triton
 @pytest.mark.parametrize("method", ["kmeans", "kmedoids"])
 def test_many_tokens_in_triton(method: str, device: torch.device) -> None:
     x, k, weight, _ = make(1, 1, 197, 17, 137, weighted=True)
@@ -538,7 +555,7 @@ def test_many_tokens_in_triton(method: str, device: torch.device) -> None:
 @each_clusterer
 def test_channels_with_an_offset(case: Case, backend: str, device: torch.device) -> None:
     """One channel at 100, as trained models have them: not a digit of the others' distances may go."""
-    x, k, weight, _ = make(20, 2, 14, 8, 5, weighted=True)
+    x, k, weight, _ = make(20, 2, 14, sized(8, gpu=7), 5, weighted=True)
     x[..., 5] = 100 + 0.01 * x[..., 5]
     check_state(case, x, k, weight, backend, device)
     flat = x.clone()
@@ -548,10 +565,10 @@ def test_channels_with_an_offset(case: Case, backend: str, device: torch.device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@each_case
+@case_of_each_method
 def test_half_types_compute_in_float32(case: Case, dtype: torch.dtype, backend: str, device: torch.device) -> None:
     """The same tokens in float32 give the same labels, and the same means but for their last rounding."""
-    x, k, weight, _ = make(21, 2, 16, 6, 6, weighted=True)
+    x, k, weight, _ = make(21, 2, sized(16, gpu=15), 6, 6, weighted=True)
     x = x.to(dtype)
     found = pool(case, x, k, weight, backend=backend, device=device)
     wide = pool(case, x.float(), k, weight, backend=backend, device=device)
@@ -564,19 +581,26 @@ def test_half_types_compute_in_float32(case: Case, dtype: torch.dtype, backend: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@each_case
+@case_of_each_method
 def test_weights_of_half_types(case: Case, dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    # On a GPU each method with one type: another is another kernel of the same lines.
+    dtype = sized(dtype, gpu=torch.float16 if case.method == "kmeans" else torch.bfloat16)
     x, k, weight, _ = make(22, 2, 14, 5, 5, weighted=True)
     weight = weight.to(dtype)
     found = pool(case, x, k, weight, backend=backend, device=device)
     wide = pool(case, x, k, weight.float(), backend=backend, device=device)
-    assert torch.equal(found.label, wide.label) and torch.equal(found.tokens, wide.tokens)
+    assert torch.equal(found.label, wide.label)
+    assert_values(found.tokens, wide.tokens)
+    # Another kernel on a GPU.
+    assert torch.equal(found.tokens, wide.tokens) or (CUDA and backend == "triton")
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "contiguous"])
-@each_case
+@case_of_each_method
 def test_strides_do_not_count(case: Case, layout: str, backend: str, device: torch.device) -> None:
-    x, k, weight, mask = make(23, 3, 13, 5, 5, weighted=True, masked=True)
+    # Rows of 16 bytes: a token further on is another token, not another kernel. A copy to a device has its own strides.
+    x, k, weight, mask = make(23, 3, 13, sized(5, gpu=4), 5, weighted=True, masked=True)
+    x, weight, mask = x.to(device), weight.to(device), mask.to(device)
     strided = laid_out(x, layout)
     assert strided.stride() != x.stride()
     wide = torch.stack([weight, weight], 2)[..., 0]
@@ -589,7 +613,7 @@ def test_strides_do_not_count(case: Case, layout: str, backend: str, device: tor
 
 @each_case
 def test_prefix_tokens_pass_through(case: Case, backend: str, device: torch.device) -> None:
-    x, k, weight, _ = make(24, 2, 14, 5, 5, weighted=True)
+    x, k, weight, _ = make(24, 2, sized(14, gpu=15), sized(5, gpu=4), 5, weighted=True)
     layer = TokenPool(k, case.method, init=case.init, num_prefix_tokens=2, backend=backend)
     tokens, info = layer(x.to(device), weight.to(device), return_info=True)
     alone = TokenPool(k, case.method, init=case.init, num_prefix_tokens=0, backend=backend)
@@ -608,7 +632,7 @@ def test_runs_repeat_to_the_last_bit(
     case: Case, backend: str, device: torch.device, request: pytest.FixtureRequest
 ) -> None:
     """Whatever stood in the buffers before; and the arguments stay as they were."""
-    x, k, weight, mask = make(25, 3, 17, 5, 6, weighted=True, duplicates=True, masked=True)
+    x, k, weight, mask = make(25, 3, sized(17, gpu=15), 5, 6, weighted=True, duplicates=True, masked=True)
     before = x.clone(), weight.clone(), mask.clone()
     for output in ("mean", "medoid"):
         first = pool(case, x, k, weight, mask, backend=backend, device=device, output=output)

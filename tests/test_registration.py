@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from marks import DEVICE, KERNELS, runs_triton, sized
 from torch import Tensor
 
 import tpkernels
@@ -16,20 +15,7 @@ from tpkernels import TokenPool
 from tpkernels.ops.cluster import cluster
 from tpkernels.ops.mean import cluster_mean, cluster_mean_backward
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RUNS_TRITON = importlib.util.find_spec("triton") is not None and (
-    DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-)
-BACKENDS = [
-    "torch",
-    pytest.param(
-        "triton",
-        marks=[
-            pytest.mark.interpreter,
-            pytest.mark.skipif(not RUNS_TRITON, reason="needs Triton's interpreter or a GPU"),
-        ],
-    ),
-]
+BACKENDS = ["torch", pytest.param("triton", marks=KERNELS)]
 CLUSTERERS = ("ward", "kmeans", "kmedoids")
 METHODS = (*CLUSTERERS, "topk", "importance", "random", "grid", "bipartite")
 # Ahead-of-time autograd is checked on few: it traces forward and backward under fake tensors once more.
@@ -56,7 +42,9 @@ def mask_of(b: int, n: int) -> Tensor:
 
 
 def operands(dtype: torch.dtype, *, strided: bool = False, grad: bool = False) -> dict[str, Tensor]:
-    x = draw(2, 8, 3, dtype=dtype)[:, 1:] if strided else draw(2, 7, 3, dtype=dtype)
+    # A view that begins within 16 bytes is another kernel's on a GPU.
+    first = sized(1, gpu=0)
+    x = draw(2, 8, 3, dtype=dtype)[:, first : first + 7] if strided else draw(2, 7, 3, dtype=dtype)
     w = draw_weight(2, 14)[:, ::2] if strided else draw_weight(2, 7)
     x, w = x.requires_grad_(grad), w.requires_grad_(grad)
     return {
@@ -89,7 +77,8 @@ CLUSTER_CALLS = [
 def test_opcheck_cluster(call: tuple[str, str, str, str], backend: str) -> None:
     method, output, init, flags = call
     dtypes = (torch.float32, torch.float16) if backend == "triton" else (torch.float32, torch.float64, torch.bfloat16)
-    for dtype in dtypes:
+    # A type is another kernel, and nothing of it shows in what is checked here.
+    for dtype in sized(dtypes, gpu=dtypes[:1]):
         for grad, strided in ((True, False), (False, True)):
             given = operands(dtype, strided=strided, grad=grad)
             start = torch.tensor([[4, 1, 2], [0, 3, 1]], device=DEVICE) if init == "given" else None
@@ -114,7 +103,7 @@ def test_opcheck_cluster(call: tuple[str, str, str, str], backend: str) -> None:
 def test_opcheck_cluster_at_the_edges(sizes: tuple[int, int, int], backend: str) -> None:
     b, n, k = sizes
     for method in CLUSTERERS:
-        init = "topk" if method != "ward" else "ward"
+        init = sized("topk", gpu="ward") if method != "ward" else "ward"
         for output in ("center", "medoid"):
             arguments = (draw(b, n, 3), None, None, None, None, k, method, init, output, 2, backend)
             torch.library.opcheck(cluster, arguments, test_utils=("test_schema", "test_faketensor"))
@@ -123,7 +112,7 @@ def test_opcheck_cluster_at_the_edges(sizes: tuple[int, int, int], backend: str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_cluster_mean(backend: str) -> None:
     dtypes = (torch.float32, torch.float16) if backend == "triton" else (torch.float32, torch.float64, torch.bfloat16)
-    for dtype in dtypes:
+    for dtype in sized(dtypes, gpu=dtypes[:1]):
         for weighted in (False, True):
             for strided in (False, True):
                 given = operands(dtype, strided=strided, grad=not strided)
@@ -134,7 +123,7 @@ def test_opcheck_cluster_mean(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_cluster_mean_backward(backend: str) -> None:
     dtypes = (torch.float32, torch.float16) if backend == "triton" else (torch.float32, torch.float64, torch.bfloat16)
-    for dtype in dtypes:
+    for dtype in sized(dtypes, gpu=dtypes[:1]):
         given = operands(dtype, strided=True)
         grad, mean = draw(2, 3, 3, seed=5, dtype=dtype), draw(2, 3, 3, seed=6, dtype=dtype)
         for x, m, w in (
@@ -152,7 +141,8 @@ def test_opcheck_cluster_mean_backward(backend: str) -> None:
 def test_opcheck_under_ahead_of_time_autograd(method: str, backend: str) -> None:
     given = operands(torch.float32, grad=True)
     init = "ward" if method == "ward" else "topk"
-    arguments = (given["x"], None, given["weight"], given["mask"], None, 3, method, init, "mean", 2, backend)
+    weight = sized(None, gpu=given["weight"].detach())
+    arguments = (given["x"], weight, given["weight"], given["mask"], None, 3, method, init, "mean", 2, backend)
     torch.library.opcheck(cluster, arguments, test_utils=("test_aot_dispatch_dynamic",))
     if method == "kmeans":
         arguments = (given["x"], given["label"], 3, given["weight"], backend)
@@ -272,8 +262,7 @@ def test_token_pool_takes_a_dynamic_batch_and_strided_tokens(method: str) -> Non
 
 
 @pytest.mark.parametrize("method", CLUSTERERS)
-@pytest.mark.interpreter
-@pytest.mark.skipif(not RUNS_TRITON, reason="needs Triton's interpreter or a GPU")
+@runs_triton
 def test_the_kernel_compiles_into_a_graph(method: str) -> None:
     pool = TokenPool(4, method, init="strided", max_iter=2, backend="triton")
     count = Counter("aot_eager")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
+from marks import interpreter_marks
 
-CUDA = torch.cuda.is_available()
-pytestmark = [
-    pytest.mark.interpreter,
-    pytest.mark.skipif(CUDA or importlib.util.find_spec("triton") is None, reason="needs Triton's interpreter"),
-]
+pytestmark = interpreter_marks("the memory checker watches the interpreter")
 
 
 def copy(source: torch.Tensor, target: torch.Tensor, read: int, written: int, shift: int = 0) -> None:

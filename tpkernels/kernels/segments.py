@@ -125,9 +125,10 @@ def segment_mean_kernel(
             o_chunk = b * chunks + b_chunk[:, None] + o_r
             b_mass += tl.sum(tl.load(p_chunk_mass + o_chunk, mask=o_r < b_whole[:, None], other=0.0), 1)
     m_weighs = b_mass > 0
-    b_equal = 1.0 / tl.maximum(b_count, 1).to(tl.float32)
+    # A single member is its own mean to the last bit, however the device divides.
+    b_equal = tl.where(b_count > 1, 1.0 / tl.maximum(b_count, 1).to(tl.float32), 1.0)
     b_total = tl.where(m_weighs, b_mass, 1.0)
-    m_weighs = m_weighs[:, None]
+    m_weighs = (m_weighs & (b_count > 1))[:, None]
 
     b_mean = tl.zeros((S, BD), tl.float32)
     for r in range(0, singles, R):
