@@ -20,6 +20,7 @@ from benchmarks.device.plan import FIRST, known, plan
 from benchmarks.errors import Refusal
 
 ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 # Planted steps: what a process of each does. FOLDER is the run's.
 GOOD = (
     "from benchmarks.device.journal import Journal; from pathlib import Path; Journal(Path(FOLDER), NAME).tell(what=1)"
@@ -55,20 +56,15 @@ DRIVER = """
 
 def run(folder: Path, *names: str, deadline: float = 60.0) -> tuple[subprocess.CompletedProcess[str], dict[str, dict]]:
     """Supervises planted steps in a process of its own; what it printed, and the supervisor's row of each step."""
-    command = [
-        sys.executable,
-        "-c",
-        textwrap.dedent(DRIVER),
-        str(folder),
-        str(deadline),
-        ",".join(names),
-        repr(PLANTED),
-    ]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    command = driver(folder, str(deadline), ",".join(names))
+    done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=100)
     rows = [row for row in journal.read(folder) if row["step"] == journal.SUPERVISOR]
     assert len(rows) == len(names), done.stderr
     return done, {row["what"]: row for row in rows}
+
+
+def driver(folder: Path, deadline: str, names: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder), deadline, names, repr(PLANTED)]
 
 
 def running(word: str) -> list[str]:
@@ -79,7 +75,7 @@ def running(word: str) -> list[str]:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if word in line and "DRIVER" not in line:
+        if word in line:
             found.append(line)
     return found
 
@@ -141,10 +137,8 @@ def test_a_step_that_would_pass_the_deadline_does_not_begin(tmp_path: Path) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells who began a process")
 def test_a_run_that_is_ended_ends_its_step_and_keeps_its_rows(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path), "60", "good,hangs", repr(PLANTED)]
-    with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=subprocess.PIPE
-    ) as run:
+    command = driver(tmp_path, "60", "good,hangs")
+    with subprocess.Popen(command, env=ENV, cwd=ROOT, stdout=subprocess.PIPE) as run:
         end = time.monotonic() + 30
         while not [row for row in journal.read(tmp_path) if row["step"] == "hangs"]:
             assert time.monotonic() < end and run.poll() is None
@@ -162,6 +156,24 @@ def test_a_line_that_was_cut_off_costs_itself(tmp_path: Path) -> None:
         file.write('{"step": "smoke", "wh')
     tell(what="second", ratio=float("inf"))
     assert [row["what"] for row in journal.read(tmp_path)] == ["first", "second"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limit on a process' files")
+def test_a_full_disk_ends_no_run(tmp_path: Path) -> None:
+    """Steps that cannot write are red and are told of; all of them run."""
+    import resource
+
+    def no_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    command = driver(tmp_path, "60", "good,silent")
+    done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=60, preexec_fn=no_files)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["what"], row["rows"], row["red"]) for row in rows] == [
+        ("good", 0, "exit code 1; no row"),
+        ("silent", 0, "no row"),
+    ]
 
 
 def test_the_summary_is_short_and_begins_with_what_matters(tmp_path: Path) -> None:

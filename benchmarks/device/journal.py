@@ -33,18 +33,21 @@ class Journal:
         self.path, self._step = folder / FILE, step
 
     def tell(self, **row: Any) -> None:
-        """Writes one row, flushed to the disk, and prints it: a later hang takes nothing away.
+        """Prints one row and writes it, flushed to the disk: a later hang takes nothing away.
 
         Args:
             row: numbers and text; `red`, if anything is wrong, says what.
+
+        Raises:
+            OSError: it cannot be written.
         """
         whole: dict[str, Any] = {"at": round(time.time(), 2), "step": self._step, **row}
         if rehearsing():
             whole["rehearsal"] = True
         line = json.dumps(whole, default=str)
+        print(line, flush=True)
         # A line that someone else was killed in ends where this one begins.
         records.append_whole(self.path, b"\n" * _is_cut_off(self.path) + line.encode() + b"\n")
-        print(line, flush=True)
 
 
 def _is_cut_off(path: Path) -> bool:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from . import journal, processes
@@ -32,7 +33,7 @@ def supervise(steps: Sequence[Step], folder: Path, deadline: float, told: Callab
     folder.mkdir(parents=True, exist_ok=True)
     processes.adopt_orphans()
     _end_when_told()
-    end, own, good = time.monotonic() + deadline, Journal(folder, SUPERVISOR), True
+    end, own, good = time.monotonic() + deadline, _Own(folder, SUPERVISOR), True
     for step in steps:
         left = end - time.monotonic()
         if left < step.expected:
@@ -50,6 +51,13 @@ def supervise(steps: Sequence[Step], folder: Path, deadline: float, told: Callab
         own.tell(**row, **({"red": "; ".join(bad)} if bad else {}))
         good = good and not bad
     return good
+
+
+class _Own(Journal):
+    def tell(self, **row: object) -> None:
+        # What cannot be written has been printed: a full disk ends no run.
+        with suppress(OSError):
+            super().tell(**row)
 
 
 def _end_when_told() -> None:
@@ -71,7 +79,7 @@ def _run(step: Step, folder: Path, seconds: float) -> list[str]:
         return [process.wait(until) for process in going]
     finally:
         stuck = processes.end_all()
-        with (folder / LOG).open("ab") as log:
+        with suppress(OSError), (folder / LOG).open("ab") as log:
             log.write(f"\n==== {step.name}\n".encode())
             for process in going:
                 log.write(process.output())
