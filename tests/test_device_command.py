@@ -232,14 +232,22 @@ def test_counters_are_read_from_what_ncu_prints() -> None:
         """
         ==PROF== Connected to process 12
         {"step": "once", "what": "printed by the program"}
-        "ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
-        "0","12","resident_kernel","GPU Speed Of Light Throughput","Duration","us","812.5"
-        "0","12","resident_kernel","Scheduler Statistics","Issued Warp Per Scheduler","","0.61"
-        "1","12","attend_rows_kernel(int, float)","GPU Speed Of Light Throughput","Duration","us","70"
+        "ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value","Rule Description"
+        "0","12","resident_kernel","Speed Of Light","Duration","us","812.5",""
+        "0","12","resident_kernel","Speed Of Light","Memory Throughput","%","31.0",""
+        "0","12","resident_kernel","Speed Of Light","","","","a rule
+        over two lines"
+        "0","12","resident_kernel","Memory","Memory Throughput","Gbyte/s","1,240.5",""
+        "1","12","attend_rows_kernel(int, float)","Speed Of Light","Duration","us","70",""
         """
     )
     assert list(counters(text)) == [
-        {"kernel": "resident_kernel", "Duration": "812.5 us", "Issued Warp Per Scheduler": "0.61"},
+        {
+            "kernel": "resident_kernel",
+            "Duration": "812.5 us",
+            "Memory Throughput": "31.0 %",
+            "Memory: Memory Throughput": "1,240.5 Gbyte/s",
+        },
         {"kernel": "attend_rows_kernel", "Duration": "70 us"},
     ]
     assert list(counters("==ERROR== no counters")) == []

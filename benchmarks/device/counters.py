@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 import torch
@@ -25,22 +26,26 @@ SECTIONS = (
 # Ward by itself, so that a profiler that fails costs one of two runs.
 RUNS = (("ward",), ("kmedoids", "kmeans", "attention"))
 KERNELS = "regex:^(resident_kernel|attend_rows_kernel)$"
-LIMIT = 70.0
+# Seconds of a run; and so long before the step is killed the last one ends, to tell.
+LIMIT, NOTICE = 70.0, 5.0
 # Of its report.
 MOST_BYTES = 4 << 20
 
 
 def tell(run: Run) -> None:
     """A row of counters for each kernel."""
+    end = time.monotonic() + run.seconds - NOTICE
     for names in RUNS:
         both = "+".join(names)
         sections = [word for section in SECTIONS for word in ("--section", section)]
         command = [
-            "ncu", "--clock-control", "none", *sections, "-k", KERNELS, "-c", str(len(names)),
-            "--csv", "--page", "details",
+            "ncu", "--clock-control", "none", "--target-processes", "application-only", *sections,
+            "-k", KERNELS, "-c", str(len(names)), "--csv", "--page", "details", "--print-details", "all",
+            "--apply-rules", "no",
             sys.executable, "-m", "benchmarks", "device", "--child", f"once-{both}", "--output", str(run.folder),
         ]  # fmt: skip
-        how, text = processes.run(command, os.environ, LIMIT, MOST_BYTES)
+        limit = max(1.0, min(LIMIT, end - time.monotonic()))
+        how, text = processes.run(command, os.environ, limit, MOST_BYTES)
         found = list(counters(text))
         for name, row in zip(names, found, strict=False):
             run.journal.tell(what=name, **row)
@@ -50,13 +55,19 @@ def tell(run: Run) -> None:
 
 
 def counters(text: str) -> Iterator[dict[str, str]]:
-    """The metrics of each launch, in order, from ncu's CSV; what else it prints is left out."""
+    """The metrics of each launch, in order, from ncu's CSV; what is printed before it is left out.
+
+    Two sections may have a metric of one name: the later one is told with its section's.
+    """
     launches: dict[str, dict[str, str]] = {}
-    lines = [line for line in text.splitlines() if line.startswith('"')]
-    for row in csv.DictReader(lines):
-        if row.get("Metric Name"):
+    lines = text.splitlines()
+    first = next((place for place, line in enumerate(lines) if line.startswith('"ID",')), len(lines))
+    for row in csv.DictReader(lines[first:]):
+        name = row.get("Metric Name")
+        if name:
             found = launches.setdefault(row["ID"], {"kernel": row["Kernel Name"].split("(")[0]})
-            found[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
+            name = f"{row['Section Name']}: {name}" if name in found else name
+            found[name] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
     yield from launches.values()
 
 

@@ -31,12 +31,14 @@ def tell(run: Run) -> None:
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [
         "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", str(FOUND),
+        # Libraries ask the driver for what it lacks, which is no error of a kernel; compilers run beside it.
+        "--report-api-errors", "no", "--target-processes", "application-only",
         sys.executable, "-m", "benchmarks", "device", "--child", "launches", "--output", str(run.folder),
     ]  # fmt: skip
     how, text = processes.run(command, env, run.seconds - NOTICE)
     print(text, flush=True)
     errors = re.findall(r"ERROR SUMMARY: (\d+) error", text)
-    bad = how != "ok" or errors != ["0"]
+    bad = how != "ok" or set(errors) != {"0"}
     said = f"{how}, errors {errors or 'not counted'}: {' '.join(text[-300:].split())}"
     run.journal.tell(what="memcheck", errors=errors, **({"red": said} if bad else {}))
 

@@ -21,6 +21,7 @@ from ..cases import Case
 from ..gate import Gate, objective
 from ..inputs import Inputs, make_inputs
 from ..providers import Library
+from .attention import qkv_of
 from .children import Run
 from .journal import Journal, rehearsing
 from .problems import AVERAGED, POOLED, SMOKE_HEADS, TINY_LONG, TINY_VIT, device, smoke_cases
@@ -114,16 +115,17 @@ def attention(run: Run) -> None:
     """Output, what keys received, and gradients, against softmax in float64; the same bits again."""
     generator = torch.Generator().manual_seed(0)
     for heads in SMOKE_HEADS:
-        shape = heads.shape
-        qkv = [_normal(shape, generator).to(torch.bfloat16).requires_grad_() for _ in range(3)]
-        size = (torch.rand(shape[0], shape[2], generator=generator) + 0.5).to(device())
+        b, h, n, d = shape = heads.shape
+        qkv = [x.detach().requires_grad_() for x in qkv_of(heads, 0)]
+        size = (torch.rand(b, n, generator=generator) + 0.5).to(device())
+        # As the output lies in memory, so does its gradient.
+        grad = _normal((b, n, h, d), generator).transpose(1, 2)
         for key_size in (None, size):
             out, received = tpkernels.attention(*qkv, key_size=key_size, backend="triton", need_significance=True)
             wide = [x.detach().double().requires_grad_() for x in qkv]
-            logits = wide[0] @ wide[1].mT * shape[3] ** -0.5
+            logits = wide[0] @ wide[1].mT * d**-0.5
             p = (logits if key_size is None else logits + key_size.double().log()[:, None, None]).softmax(-1)
             expected = p @ wide[2]
-            grad = _normal(shape, generator)
             gradients = torch.autograd.grad(out, qkv, grad.to(out.dtype))
             exact = torch.autograd.grad(expected, wide, grad.double())
             errors = [_error(out, expected), *(_error(mine, its) for mine, its in zip(gradients, exact, strict=True))]

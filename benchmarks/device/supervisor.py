@@ -72,10 +72,14 @@ def _end_when_told() -> None:
 def _run(step: Step, folder: Path, seconds: float) -> list[str]:
     """How the step's commands ended, which ran side by side for so many seconds at most."""
     until = time.monotonic() + seconds
+    commands = step.commands(folder, seconds)
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    if len(commands) > 1:
+        # They share the cores.
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(commands))))
     going: list[Process] = []
     try:
-        going = [Process(command, env) for command in step.commands(folder, seconds)]
+        going = [Process(command, env) for command in commands]
         return [process.wait(until) for process in going]
     finally:
         stuck = processes.end_all()
