@@ -1,4 +1,4 @@
-"""The time at which a run is to come to its end, for machines that are lent for minutes."""
+"""The time at which a run is to come to its end, for machines that are at hand for minutes."""
 
 from __future__ import annotations
 

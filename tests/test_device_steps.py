@@ -54,7 +54,7 @@ def test_the_rehearsal_is_green(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.interpreter
 def test_what_the_steps_launch_is_compiled_ahead(tmp_path: Path) -> None:
-    """By kernel and flags: what is missing would be compiled in the minutes that are lent."""
+    """By kernel and flags: what is missing would be compiled in the minutes that there are."""
     rehearsal = {"TPKERNELS_REHEARSAL": "1", "TRITON_INTERPRET": "1"}
     launched = run("tests/kinds.py", "launched", str(tmp_path), **rehearsal)
     assert launched.returncode == 0, launched.stderr[-3000:]

@@ -257,6 +257,27 @@ def test_the_number_of_launches_can_be_asked() -> None:
     assert resident.launches(4, 300, megabyte, limits._replace(processors=1)) == 1
 
 
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [(("ward", "mean"), 1), (("ward", "center"), 2), (("kmeans", "mean", "ward"), 2), (("kmeans", "mean"), 1)],
+)
+def test_all_matrices_of_a_program_count(
+    call: tuple[str, ...], expected: int, monkeypatch: pytest.MonkeyPatch, counted: list[Spy.Launch]
+) -> None:
+    """Ward keeps the Gram matrix beside the one that it overwrites, where something reads it later."""
+    found: list[int] = []
+    before = resident.programs
+
+    def programs(batch: int, scratch: int, matrices: int, *rest: Any) -> int:
+        found.append(matrices)
+        return before(batch, scratch, matrices, *rest)
+
+    monkeypatch.setattr(resident, "programs", programs)
+    Problem(2, 18, 4, 5, *call).run()
+    # 18 tokens, in lines of 32.
+    assert found == [expected * 4 * 18 * 32]
+
+
 def test_resident_programs_stay_within_what_the_device_has() -> None:
     limits = Limits(processors=132, shared_bytes=227 << 10, l2_bytes=50 << 20, warp=32)
     config = configs.resident_config(196, 98, torch.bfloat16, limits)._replace(per_processor=2)

@@ -1,1 +1,1 @@
-"""`python -m benchmarks device`: all that a machine with a GPU can tell in the minutes for which it is lent."""
+"""`python -m benchmarks device`: all that a machine with a GPU can tell within minutes."""

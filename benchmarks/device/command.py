@@ -1,4 +1,4 @@
-"""`python -m benchmarks device`: all that a machine with a GPU can tell in the minutes for which it is lent.
+"""`python -m benchmarks device`: all that a machine with a GPU can tell within minutes.
 
     python -m benchmarks device --prebuild cache.tar.xz  # without a GPU: compile what the steps need
     python -m benchmarks device --rehearse               # without a GPU: run every step's code

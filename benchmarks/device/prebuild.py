@@ -19,7 +19,7 @@ from ..environment import ROOT, version_of
 from ..errors import Refusal
 from . import cache
 
-# The versions of the machine that is lent, and what its GPU is.
+# The versions of the machine with the GPU, and what its GPU is.
 PYTHON, TORCH, TRITON = "3.12", "2.11.0", "3.6.0"
 TARGET = "sm_90"
 ENVIRONMENTS = ROOT / "runs"
