@@ -20,8 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tpkernels.ops.configs import REGISTER_UNIT
-from tpkernels.ops.limits import REGISTERS
+from tpkernels.ops.configs import program_registers
 
 from .calls import calls
 from .launches import configuration, key, launches, source
@@ -188,24 +187,18 @@ def faults(row: dict[str, Any]) -> list[str]:
     if "shared" not in row:
         return []
     found = []
-    most = TARGETS[row["target"]].limits.shared_bytes
-    if row["shared"] > most:
-        found.append(f"shared memory: expected at most {most} bytes, got {row['shared']}")
+    limits = TARGETS[row["target"]].limits
+    if row["shared"] > limits.shared_bytes:
+        found.append(f"shared memory: expected at most {limits.shared_bytes} bytes, got {row['shared']}")
     if row.get("tensor_memory", 0) > TENSOR_MEMORY:
         found.append(f"tensor memory: expected at most {TENSOR_MEMORY} columns, got {row['tensor_memory']}")
-    held = held_registers(row)
-    if held > REGISTERS:
-        found.append(f"registers: expected at most {REGISTERS} in a program, or it cannot be launched, got {held}")
+    held = program_registers(row["registers"], row["num_warps"], limits.warp)
+    if 0 < limits.registers < held:
+        most = f"at most {limits.registers} in a program, or it cannot be launched"
+        found.append(f"registers: expected {most}, got {held}")
     if row["spilled"]:
         found.append(f"spills: expected none in a default configuration, got {row['spilled']} bytes a thread")
     return found
-
-
-def held_registers(row: dict[str, Any]) -> int:
-    """Registers that a program on an NVIDIA GPU takes; 0 elsewhere, where compilers take no limit of ours."""
-    if TARGETS[row["target"]].backend != "cuda":
-        return 0
-    return -(-row["registers"] // REGISTER_UNIT) * REGISTER_UNIT * row["num_warps"] * 32
 
 
 COLUMNS = {

@@ -7,3 +7,8 @@ class Refusal(ValueError):
 
 class DeviceLost(RuntimeError):
     """A GPU that answers this process no more, as after an illegal access; the message says in whose hands."""
+
+
+def in_words(error: Exception, most: int = 300) -> str:
+    """An error in one line: its type, and so many letters of its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import isolation
+from . import isolation, processes
 from .context import Context
 from .deadline import Deadline
 from .errors import DeviceLost, Refusal
@@ -130,7 +130,7 @@ def _work(job: Job, context: Context) -> None:
 
 
 def _work_for_parent(job: Job, path: Path, deadline: Deadline) -> None:
-    isolation.end_with_parent()
+    processes.end_with_parent()
     job.ledger.load()
     progress = Progress(path)
     try:

@@ -6,19 +6,17 @@ another worker goes on without them.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import progress
+from . import processes, progress
 from .progress import Place
 
 COMMAND = (sys.executable, "-m", "benchmarks")
@@ -27,8 +25,6 @@ LOST = 86
 POLL_SECONDS = 0.2
 # Until the first case: torch and the packages are loaded, perhaps from a cold disk. After the last: they are let go.
 START_SECONDS, END_SECONDS = 180.0, 30.0
-# <sys/prctl.h> of Linux.
-PR_SET_PDEATHSIG = 1
 
 
 def supervise(command: Callable[[Path], list[str]], limit: float, lost: Callable[[Place, str], bool]) -> None:
@@ -39,7 +35,7 @@ def supervise(command: Callable[[Path], list[str]], limit: float, lost: Callable
         limit: seconds that one step of one subject may take.
         lost: is told where a worker was lost and how, and says whether another is to go on.
     """
-    with TemporaryDirectory() as folder, _ends_when_told():
+    with TemporaryDirectory() as folder, processes.ends_when_told():
         path = Path(folder) / "progress"
         while True:
             # Nobody is to blame for what the worker before was at.
@@ -48,23 +44,6 @@ def supervise(command: Callable[[Path], list[str]], limit: float, lost: Callable
             place = progress.read(path)
             if place.ended or not lost(place, how):
                 return
-
-
-@contextmanager
-def _ends_when_told() -> Iterator[None]:
-    """SIGTERM ends this process by an exception, so that the worker is ended with it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _watch(command: list[str], path: Path, limit: float) -> str:
@@ -83,26 +62,14 @@ def _watch(command: list[str], path: Path, limit: float) -> str:
             if time.monotonic() - since > allowed:
                 return f"killed after {allowed:g} s"
     finally:
-        _kill(process)
-
-
-def _kill(process: subprocess.Popen) -> None:
-    """Ends a worker with the processes that it has started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        processes.kill_group(process)
+        process.wait()
 
 
 def _how(code: int) -> str:
     if code == LOST:
         return "lost the device"
     return f"process killed by {signal.Signals(-code).name}" if code < 0 else f"process ended with exit code {code}"
-
-
-def end_with_parent() -> None:
-    """Has this process killed when the one that started it ends, however it does; on Linux."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_lost() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import report, results, tax_report, tax_rows
-from .results import Measured, number
+from .results import Measured, number, time_ms
 
 BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 NONE = (
@@ -14,7 +14,7 @@ NONE = (
     "`python -m benchmarks device` measures it in minutes ([how](docs/benchmarks.md#a-gpu-for-some-minutes))."
 )
 # The speed table's main shape, and the problem of whole models.
-SHAPE = (256, 196, 384, 98)
+SHAPE, ITERATIONS, GROUPS = (256, 196, 384, 98), 5, ("kernels", "sweep")
 MODEL, BATCH = "deit-s", "256"
 TITLES = {"ward": "Ward", "kmedoids": "K-Medoids from top-K, weighted", "kmeans": "K-Means from top-K, weighted"}
 KERNELS, TORCH = "tpkernels triton", "tpkernels torch"
@@ -45,17 +45,21 @@ def clustering(measured: Sequence[Measured]) -> list[Line]:
     for method, title in TITLES.items():
         for case in measured:
             found = {record["provider"]: record for record in case.ok()}
-            wanted = case.group in ("kernels", "sweep") and (case.b, case.n, case.d, case.k) == SHAPE
             ours, torch = found.get(KERNELS), found.get(TORCH)
-            if not wanted or ours is None or ours["method"] != method or ours["tokens"] != "structured":
+            if ours is None or not is_main(case, method):
                 continue
-            if case.iters not in (0, 5) or (method != "ward" and not case.iters):
-                continue
-            ms = results.time_ms(ours)
-            slower = "-" if torch is None else f"{results.time_ms(torch) / ms:.1f}x"
+            ms = time_ms(ours)
+            slower = "-" if torch is None else f"{time_ms(torch) / ms:.1f}x"
             lines.append([title, f"{1e3 * ms:,.0f}", report.ratio(number(ours, "over_floor")), slower])
             break
     return lines
+
+
+def is_main(case: Measured, method: str) -> bool:
+    """Whether this is the speed table's main case of a method."""
+    first, iterations = case.records[0], 0 if method == "ward" else ITERATIONS
+    shape = (case.b, case.n, case.d, case.k, case.iters) == (*SHAPE, iterations)
+    return shape and (first["method"], first["tokens"]) == (method, "structured") and case.group in GROUPS
 
 
 def models(records: Sequence[dict[str, str]]) -> list[Line]:

@@ -90,12 +90,13 @@ def sweep_table(measured: Sequence[Measured], on_gpu: bool) -> str:
             cells = [f"{case.b}", f"{case.n}", f"{case.d}", f"{case.k}", f"{case.iters or '-'}", record["tokens"]]
             cells += [ratio(number(record, "over_floor")), f"{float(record['objective_ratio']):.4f}"]
             if on_gpu:
-                cells += [_us(number(record, "p50_ms")), _us(number(record, "graph_p50_ms"))]
+                cells += [us(number(record, "p50_ms")), us(number(record, "graph_p50_ms"))]
             lines.append(cells)
     return table(header, lines)
 
 
-def _us(ms: float | None) -> str:
+def us(ms: float | None) -> str:
+    """Milliseconds as microseconds; a dash where there are none."""
     return "-" if ms is None else f"{1e3 * ms:,.1f}"
 
 

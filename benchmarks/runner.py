@@ -16,7 +16,7 @@ from . import environment, floors, gpu, rows, timing
 from .cases import Case
 from .context import Context
 from .deadline import Until
-from .errors import DeviceLost
+from .errors import DeviceLost, in_words
 from .gate import Gate, Verdict
 from .inputs import Inputs, make_inputs
 from .providers import Provider
@@ -127,14 +127,7 @@ class Runner:
 
     def _attempt(self, row: Row, name: str, step: Callable[[], Any]) -> Any:
         """What a step gives; where it raises, the row says so, and the run goes on."""
-        self._context.progress(row.provider, name)
-        found = None
-        try:
-            found = step()
-        except Exception as error:
-            self._fail(row, error)
-        self._context.progress("")
-        return found
+        return self._context.attempt(row.provider, name, step, functools.partial(self._fail, row))
 
     def _fail(self, row: Row, error: Exception) -> None:
         """Writes a row without times that says what was raised.
@@ -150,7 +143,7 @@ class Runner:
             return
         # Told in full here, in the row and by the exit code: one provider's failure must not cost the others' rows.
         traceback.print_exc(file=sys.stderr)
-        row.status = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        row.status = f"failed: {in_words(error)}"
         self._write([row])
         if environment.is_lost(self.device):
             raise DeviceLost(f"{row.provider}, {row.case}: {row.status}") from error

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import environment, gpu, memory, tax_gate, timing
 from .context import Context
 from .deadline import Until
-from .errors import DeviceLost
+from .errors import DeviceLost, in_words
 from .tax_calls import Call, captured, compiled
 from .tax_cases import BASE, METHODS, MODES, SLICING, Problem
 from .tax_models import DeiT, Unavailable, Variant, images_for, model_of, variants
@@ -115,14 +115,7 @@ class TaxRunner:
 
     def _attempt(self, rows: Sequence[Row], name: str, step: Callable[[], Any]) -> Any:
         """What a step of one model gives; where it raises, its rows say so, and the run goes on."""
-        self._context.progress(rows[0].method, name)
-        found = None
-        try:
-            found = step()
-        except Exception as error:
-            self._fail(rows, error)
-        self._context.progress("")
-        return found
+        return self._context.attempt(rows[0].method, name, step, functools.partial(self._fail, rows))
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         """Writes a model's rows without times, which say what was raised.
@@ -133,7 +126,7 @@ class TaxRunner:
         # Told in full here, in the rows and by the exit code: one model's failure must not cost the others' rows.
         traceback.print_exc(file=sys.stderr)
         for row in rows:
-            row.status = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            row.status = f"failed: {in_words(error)}"
             _without_times(row)
         self._write(rows)
         if environment.is_lost(self.device):

@@ -18,6 +18,7 @@ from tpkernels.ops.limits import limits_of
 
 from . import gpu, timing
 from .cases import Case
+from .errors import in_words
 from .gate import Gate
 from .inputs import Inputs, make_inputs
 from .providers import Library
@@ -121,8 +122,7 @@ class Tuner:
             # Which errors a compiler and a driver have for what does not fit changes with their versions. The table
             # tells them all; where the device itself is lost this raises, and nothing goes on.
             self._wait()
-            words = " ".join(str(error).split())
-            attempt.why_not = f"{type(error).__name__}: {words[:MOST_LETTERS]}"
+            attempt.why_not = in_words(error, MOST_LETTERS)
             attempt.ms = attempt.replay = None
 
     def _forced(self, attempt: Attempt, key: str, calls: Sequence[Call]) -> None:

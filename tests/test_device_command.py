@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.device import journal, processes, summary
+from benchmarks import processes
+from benchmarks.device import journal, summary
 from benchmarks.device.journal import Journal
 from benchmarks.device.plan import FIRST, known, plan
 from benchmarks.errors import Refusal

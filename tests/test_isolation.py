@@ -52,7 +52,7 @@ def statuses(path: Path, table: Any = rows) -> dict[str, str]:
 BEGIN = """if True:
     import os, signal, subprocess, sys, time
     from pathlib import Path
-    from benchmarks import isolation
+    from benchmarks import isolation, processes
     from benchmarks.progress import Progress
     progress = Progress(Path(sys.argv[1]))
     progress.begin(3)
@@ -125,7 +125,7 @@ def gone(process: int) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_ends_with_its_parent(at_root: None, tmp_path: Path, number: signal.Signals) -> None:
     note = tmp_path / "pid"
-    code = f"isolation.end_with_parent()\nPath({str(note)!r}).write_text(str(os.getpid()))\ntime.sleep(3600)"
+    code = f"processes.end_with_parent()\nPath({str(note)!r}).write_text(str(os.getpid()))\ntime.sleep(3600)"
     (tmp_path / "parent.py").write_text(
         f"from benchmarks import isolation\nCODE = {command(code)(Path('MARK'))!r}\n"
         "isolation.supervise(lambda path: [*CODE[:-1], str(path)], 60.0, lambda *given: False)\n"

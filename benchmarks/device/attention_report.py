@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import results
-from ..report import ratio, table
+from ..report import ratio, table, us
+from ..results import Record, number, time_ms
 from . import attention_rows
 
 KIND, COMMANDS = attention_rows.KIND, ("device",)
 BEGIN, END = "<!-- attention:begin -->", "<!-- attention:end -->"
 BASE = "torch SDPA"
-Record = dict[str, str]
 
 
 def latest(records: Sequence[Record]) -> list[Record]:
@@ -35,19 +35,11 @@ def section(records: Sequence[Record]) -> str:
         if record["status"] != "ok":
             lines.append([*cells, record["status"], "-", "-", "-"])
             continue
-        against = float(_time(record)) / float(_time(base[0])) if base and base[0]["status"] == "ok" else None
-        times = _us(record["p50_ms"]), _us(record["graph_p50_ms"])
+        against = time_ms(record) / time_ms(base[0]) if base and base[0]["status"] == "ok" else None
+        times = us(number(record, "p50_ms")), us(number(record, "graph_p50_ms"))
         lines.append([*cells, *times, ratio(against), f"{float(record['error']):.1e}"])
     header = ["heads", "", "p50 us", "graph p50 us", "over SDPA", "error"]
     return "\n\n".join([f"### Attention: {first['device']}", facts, table(header, lines)])
-
-
-def _us(ms: str) -> str:
-    return f"{1e3 * float(ms):,.1f}" if ms else "-"
-
-
-def _time(record: Record) -> str:
-    return record["graph_p50_ms"] or record["p50_ms"]
 
 
 def text(folder: Path, quick: bool = False) -> str:

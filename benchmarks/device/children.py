@@ -5,14 +5,16 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import in_words
 from .journal import Journal
 
-# Before it is killed a process says where it was.
-NOTICE = 3.0
+# Seconds before it is killed in which a process says where it was, and in which it ends what it has begun, to tell.
+DUMP, NOTICE = 3.0, 5.0
 # Function of this package by the name of what runs: each process imports what it needs and no more.
 BODIES = {
     "env": "facts.tell",
@@ -31,12 +33,17 @@ BODIES = {
 
 
 class Run(NamedTuple):
-    """journal: for rows; folder: of the run; seconds: after which the process is killed; part: of the step, or ""."""
+    """journal: for rows; folder: of the run; end: when the process is killed, of `time.monotonic`; part: of the step,
+    or ""."""
 
     journal: Journal
     folder: Path
-    seconds: float
+    end: float
     part: str
+
+    def left(self) -> float:
+        """Seconds that a command may take, so that time is left to tell of it; 1 at least."""
+        return max(1.0, self.end - NOTICE - time.monotonic())
 
 
 def run(name: str, folder: Path, seconds: float) -> int:
@@ -44,14 +51,15 @@ def run(name: str, folder: Path, seconds: float) -> int:
     step, _, part = name.partition("-")
     where = BODIES.get(name) or BODIES[step]
     journal = _Watched(folder, name if step == "time" else step)
-    faulthandler.dump_traceback_later(max(1.0, seconds - NOTICE), exit=False)
+    faulthandler.dump_traceback_later(max(1.0, seconds - DUMP), exit=False)
+    given = Run(journal, folder, time.monotonic() + seconds, part)
     try:
         module, function = where.split(".")
-        getattr(importlib.import_module(f".{module}", __package__), function)(Run(journal, folder, seconds, part))
+        getattr(importlib.import_module(f".{module}", __package__), function)(given)
     except Exception as error:
         # Whatever a kernel or a tool raises is the step's result, told in full in the log.
         traceback.print_exc(file=sys.stderr)
-        journal.tell(what=name, red=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        journal.tell(what=name, red=in_words(error))
     return int(journal.red)
 
 
@@ -60,6 +68,6 @@ class _Watched(Journal):
 
     red = False
 
-    def tell(self, **row: object) -> None:
-        self.red = self.red or "red" in row
-        super().tell(**row)
+    def tell(self, *, red: str = "", **row: object) -> None:
+        self.red = self.red or bool(red)
+        super().tell(red=red, **row)

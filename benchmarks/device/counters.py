@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import os
 import sys
-import time
 from collections.abc import Iterator
 
 import torch
 
 import tpkernels
 
+from .. import processes
 from ..inputs import make_inputs
 from ..providers import Library
-from . import processes
 from .attention import qkv_of
 from .children import Run
 from .problems import TIMED_HEADS, case_of, device
@@ -26,15 +25,14 @@ SECTIONS = (
 # Ward by itself, so that a profiler that fails costs one of two runs.
 RUNS = (("ward",), ("kmedoids", "kmeans", "attention"))
 KERNELS = "regex:^(resident_kernel|attend_rows_kernel)$"
-# Seconds of a run; and so long before the step is killed the last one ends, to tell.
-LIMIT, NOTICE = 70.0, 5.0
+# Seconds of a run.
+LIMIT = 70.0
 # Of its report.
 MOST_BYTES = 4 << 20
 
 
 def tell(run: Run) -> None:
     """A row of counters for each kernel."""
-    end = time.monotonic() + run.seconds - NOTICE
     for names in RUNS:
         both = "+".join(names)
         sections = [word for section in SECTIONS for word in ("--section", section)]
@@ -44,8 +42,7 @@ def tell(run: Run) -> None:
             "--apply-rules", "no",
             sys.executable, "-m", "benchmarks", "device", "--child", f"once-{both}", "--output", str(run.folder),
         ]  # fmt: skip
-        limit = max(1.0, min(LIMIT, end - time.monotonic()))
-        how, text = processes.run(command, os.environ, limit, MOST_BYTES)
+        how, text = processes.run(command, os.environ, min(LIMIT, run.left()), MOST_BYTES)
         found = list(counters(text))
         for name, row in zip(names, found, strict=False):
             run.journal.tell(what=name, **row)

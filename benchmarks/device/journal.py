@@ -32,16 +32,18 @@ class Journal:
     def __init__(self, folder: Path, step: str) -> None:
         self.path, self._step = folder / FILE, step
 
-    def tell(self, **row: Any) -> None:
+    def tell(self, *, red: str = "", **row: Any) -> None:
         """Prints one row and writes it, flushed to the disk: a later hang takes nothing away.
 
         Args:
-            row: numbers and text; `red`, if anything is wrong, says what.
+            red: what is wrong; a row without it has nothing wrong. row: numbers and text.
 
         Raises:
             OSError: it cannot be written.
         """
         whole: dict[str, Any] = {"at": round(time.time(), 2), "step": self._step, **row}
+        if red:
+            whole["red"] = red
         if rehearsing():
             whole["rehearsal"] = True
         line = json.dumps(whole, default=str)

@@ -8,13 +8,11 @@ from functools import partial
 import torch
 
 from tpkernels.ops.backends import regime
-from tpkernels.ops.limits import Limits
 
 from ..calls import Call
-from ..cases import Case
+from ..cases import GROUPS, Case
+from ..targets import TARGETS
 from .journal import rehearsing
-
-METHODS = ("ward", "kmedoids", "kmeans")
 
 
 def device() -> torch.device:
@@ -76,8 +74,6 @@ TIMED_HEADS = (Heads(256, 6, 197), Heads(256, 6, 138), Heads(256, 6, 97))
 
 def calls() -> list[Call]:
     """Calls of the launchers that the steps make, for whoever compiles them ahead."""
-    from ..cases import GROUPS
-
     cases = [case for found in smoke_cases().values() for case in found]
     cases += [case for group in ("sweep", "large", "kernels") for case in GROUPS[group]("cuda")]
     found = [_cluster_call(case) for case in cases]
@@ -100,11 +96,11 @@ def calls() -> list[Call]:
 
 
 def _cluster_call(case: Case) -> Call:
-    # What counts is whether a sample's matrix fits the cache, as it does on every device that these shapes are for.
-    kind = regime(case.n, case.method, Limits(132, 232448, 50 << 20, 32))
-    init = "ward" if case.method == "ward" or case.init == "ward" else case.init
-    if init == "topk" and not case.weighted:
-        init = "given"
-    options = {"method": case.method, "init": init if init != "strided" else "given", "output": "center"}
+    """The launcher's call of `Library.clusters`, which hands over a start that the library does not find itself."""
+    kind = regime(case.n, case.method, TARGETS["sm_90"].limits) or "resident"
+    init = (
+        "ward" if "ward" in (case.method, case.init) else "topk" if case.init == "topk" and case.weighted else "given"
+    )
+    options = {"method": case.method, "init": init, "output": "center"}
     options |= {"weighted": case.weighted, "pool_weighted": case.weighted}
-    return Call(kind or "resident", (case.b, case.n, case.d, case.k), case.dtype, options)
+    return Call(kind, (case.b, case.n, case.d, case.k), case.dtype, options)

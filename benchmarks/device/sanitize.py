@@ -14,15 +14,13 @@ import torch
 
 import tpkernels
 
-from . import processes
+from .. import processes
 from .attention import qkv_of
 from .children import Run
 from .problems import CHECKED, CHECKED_HEADS, device
 
 # What it ends with where it found something.
 FOUND = 9
-# It ends so long before it would be killed, to tell.
-NOTICE = 5.0
 
 
 def tell(run: Run) -> None:
@@ -35,12 +33,12 @@ def tell(run: Run) -> None:
         "--report-api-errors", "no", "--target-processes", "application-only",
         sys.executable, "-m", "benchmarks", "device", "--child", "launches", "--output", str(run.folder),
     ]  # fmt: skip
-    how, text = processes.run(command, env, run.seconds - NOTICE)
+    how, text = processes.run(command, env, run.left())
     print(text, flush=True)
     errors = re.findall(r"ERROR SUMMARY: (\d+) error", text)
     bad = how != "ok" or set(errors) != {"0"}
     said = f"{how}, errors {errors or 'not counted'}: {' '.join(text[-300:].split())}"
-    run.journal.tell(what="memcheck", errors=errors, **({"red": said} if bad else {}))
+    run.journal.tell(what="memcheck", errors=errors, red=said if bad else "")
 
 
 def launches(run: Run) -> None:

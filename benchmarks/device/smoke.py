@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from ..cases import Case
 from ..gate import Gate, objective
 from ..inputs import Inputs, make_inputs
 from ..providers import Library
-from .attention import qkv_of
+from .attention import qkv_of, relative_error
 from .children import Run
 from .journal import Journal, rehearsing
 from .problems import AVERAGED, POOLED, SMOKE_HEADS, TINY_LONG, TINY_VIT, device, smoke_cases
@@ -65,7 +64,7 @@ def _case(case: Case, journal: Journal) -> None:
         rounds=int(found.n_iter.max()), rounds_of_torch=int(expected.n_iter.max()),
         samples_of_other_rounds=int((found.n_iter != expected.n_iter).sum()),
         centres_apart=float((found.centers.float() - expected.centers.float()).abs().max()),
-        **_verdict(red),
+        red="; ".join(red),
     )  # fmt: skip
 
 
@@ -113,6 +112,7 @@ def _sample(inputs: Inputs, i: int) -> Inputs:
 
 def attention(run: Run) -> None:
     """Output, what keys received, and gradients, against softmax in float64; the same bits again."""
+    _poison()
     generator = torch.Generator().manual_seed(0)
     for heads in SMOKE_HEADS:
         b, h, n, d = shape = heads.shape
@@ -128,21 +128,24 @@ def attention(run: Run) -> None:
             expected = p @ wide[2]
             gradients = torch.autograd.grad(out, qkv, grad.to(out.dtype))
             exact = torch.autograd.grad(expected, wide, grad.double())
-            errors = [_error(out, expected), *(_error(mine, its) for mine, its in zip(gradients, exact, strict=True))]
+            pairs = [(out, expected), *zip(gradients, exact, strict=True)]
             # Prefix tokens' queries count like others; where sizes are given, queries count by them.
             counted = p if key_size is None else p * key_size.double()[:, None, :, None]
-            errors.append(_error(received, counted.sum((1, 2))))
+            errors = [relative_error(mine, its) for mine, its in (*pairs, (received, counted.sum((1, 2))))]
             red = [] if max(errors) <= HALF_ERROR else [f"expected errors up to {HALF_ERROR:g}, got {max(errors):.2e}"]
             again = tpkernels.attention(*qkv, key_size=key_size, backend="triton", need_significance=True)
             if not (torch.equal(out, again[0]) and torch.equal(received, again[1])):
                 red.append("other bits the next time")
             names = ("out", "dq", "dk", "dv", "received")
             found = {name: float(f"{error:.2e}") for name, error in zip(names, errors, strict=True)}
-            run.journal.tell(what=f"attention {shape}{'' if key_size is None else ', sizes'}", **found, **_verdict(red))
+            run.journal.tell(
+                what=f"attention {shape}{'' if key_size is None else ', sizes'}", **found, red="; ".join(red)
+            )
 
 
 def means(run: Run) -> None:
     """`cluster_mean` and its gradients to tokens and weights, against float64."""
+    _poison()
     b, n, d, k = TINY_LONG if rehearsing() else AVERAGED
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(0, k, (b, n), generator=generator).to(device())
@@ -158,6 +161,7 @@ def means(run: Run) -> None:
 
 def pool(run: Run) -> None:
     """A `TokenPool` forward and backward, against the means of its own clusters in float64."""
+    _poison()
     b, n, d, k = TINY_VIT if rehearsing() else POOLED
     x = make_inputs(Case("ward", b, n, d, k, iters=0, weighted=False, dtype="bfloat16"), device()).x
     grad = _normal((b, k, d), torch.Generator().manual_seed(1))
@@ -180,11 +184,13 @@ def _compare(
     bound: float = FULL_ERROR,
 ) -> None:
     found, exact = solve(torch.float32, "triton"), solve(torch.float64, "torch")
-    errors = {part: float(f"{_error(mine, its):.2e}") for part, mine, its in zip(parts, found, exact, strict=True)}
+    errors = {
+        part: float(f"{relative_error(mine, its):.2e}") for part, mine, its in zip(parts, found, exact, strict=True)
+    }
     red = [] if max(errors.values()) <= bound else [f"expected errors up to {bound:g}, got {max(errors.values()):g}"]
     if not all(torch.equal(one, other) for one, other in zip(found, solve(torch.float32, "triton"), strict=True)):
         red.append("other bits the next time")
-    journal.tell(what=name, **errors, **_verdict(red))
+    journal.tell(what=name, **errors, red="; ".join(red))
 
 
 def _poison() -> None:
@@ -194,16 +200,6 @@ def _poison() -> None:
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(*shape, generator=generator).to(device())
-
-
-def _error(found: Tensor, exact: Tensor) -> float:
-    exact = exact.detach().double()
-    error = float((found.detach().double() - exact).norm() / exact.norm())
-    return error if error == error else float("inf")
-
-
-def _verdict(red: list[str]) -> dict[str, Any]:
-    return {"red": "; ".join(red)} if red else {}
 
 
 def _wait() -> None:

@@ -7,16 +7,16 @@ the next one: an illegal access ends the process that made it, not the device.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from . import journal, processes
+from .. import processes
+from ..processes import Process
+from . import journal
 from .journal import SUPERVISOR, Journal
 from .plan import Step
-from .processes import Process
 
 LOG = "log.txt"
 
@@ -32,8 +32,12 @@ def supervise(steps: Sequence[Step], folder: Path, deadline: float, told: Callab
     """
     folder.mkdir(parents=True, exist_ok=True)
     processes.adopt_orphans()
-    _end_when_told()
-    end, own, good = time.monotonic() + deadline, _Own(folder, SUPERVISOR), True
+    with processes.ends_when_told():
+        return _in_turn(steps, folder, time.monotonic() + deadline, told)
+
+
+def _in_turn(steps: Sequence[Step], folder: Path, end: float, told: Callable[[], dict]) -> bool:
+    own, good = _Own(folder, SUPERVISOR), True
     for step in steps:
         left = end - time.monotonic()
         if left < step.expected:
@@ -48,25 +52,16 @@ def supervise(steps: Sequence[Step], folder: Path, deadline: float, told: Callab
         bad = sorted({how for how in ended if how != "ok"})
         # A step without a row has told nothing, however it ended.
         bad += [] if rows else ["no row"]
-        own.tell(**row, **({"red": "; ".join(bad)} if bad else {}))
+        own.tell(**row, red="; ".join(bad))
         good = good and not bad
     return good
 
 
 class _Own(Journal):
-    def tell(self, **row: object) -> None:
+    def tell(self, *, red: str = "", **row: object) -> None:
         # What cannot be written has been printed: a full disk ends no run.
         with suppress(OSError):
-            super().tell(**row)
-
-
-def _end_when_told() -> None:
-    """SIGTERM ends the run by an exception, so that nothing is left running."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
+            super().tell(red=red, **row)
 
 
 def _run(step: Step, folder: Path, seconds: float) -> list[str]:

@@ -51,7 +51,7 @@ class _Told:
 
     def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
         code = int(exitstatus)
-        self._journal.tell(what="pytest", **self._counts, **({"red": f"exit code {code}"} if code else {}))
+        self._journal.tell(what="pytest", **self._counts, red=f"exit code {code}" if code else "")
 
 
 def pytest_configure(config: Any) -> None:

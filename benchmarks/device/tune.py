@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
-from . import processes
+from .. import processes
+from ..autotune import METHODS
 from .children import Run
 from .journal import rehearsing
-from .problems import METHODS, TINY_VIT, VIT
+from .problems import TINY_VIT, VIT
 
 # Of its table, in the journal.
 LINES = 16
@@ -17,7 +17,6 @@ LINES = 16
 
 def tell(run: Run) -> None:
     """A row for each method: the tail of its table. Configurations are kept in the run's folder."""
-    end = time.monotonic() + run.seconds - 5
     _, n, d, k = TINY_VIT if rehearsing() else VIT
     small = ["--device", "cpu", "--b", "2", "--repeats", "2"] if rehearsing() else ["--repeats", "15"]
     for place, method in enumerate(METHODS):
@@ -26,9 +25,9 @@ def tell(run: Run) -> None:
             "--method", method, "--budget", "0.2", *small,
         ]  # fmt: skip
         # What one leaves the others share.
-        limit = max(1.0, (end - time.monotonic()) / (len(METHODS) - place))
+        limit = run.left() / (len(METHODS) - place)
         env = {**os.environ, "TPKERNELS_CACHE": str(run.folder)}
         how, text = processes.run(command, env, limit)
         print(text, flush=True)
-        red = {} if how == "ok" else {"red": f"{how}: {' '.join(text[-200:].split())}"}
-        run.journal.tell(what=method, told=text.splitlines()[-LINES:], **red)
+        red = "" if how == "ok" else f"{how}: {' '.join(text[-200:].split())}"
+        run.journal.tell(what=method, told=text.splitlines()[-LINES:], red=red)

@@ -39,7 +39,12 @@ class ResidentConfig(NamedTuple):
 
     def held_registers(self, warp: int) -> int:
         """Registers that a program of warps of so many lanes may hold."""
-        return -(-self.registers // REGISTER_UNIT) * REGISTER_UNIT * self.num_warps * warp
+        return program_registers(self.registers, self.num_warps, warp)
+
+
+def program_registers(registers: int, num_warps: int, warp: int) -> int:
+    """What a program takes of a multiprocessor's registers, with so many a thread and lanes a warp."""
+    return -(-registers // REGISTER_UNIT) * REGISTER_UNIT * num_warps * warp
 
 
 def thread_registers(num_warps: int, per_processor: int, limits: Limits) -> int:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,13 +20,45 @@ HEAD_BYTES, TAIL_BYTES = 96 << 10, 32 << 10
 END_SECONDS = 10.0
 POLL_SECONDS = 0.02
 # <sys/prctl.h> of Linux.
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def adopt_orphans() -> None:
     """Makes processes whose parents end this process's own, so that none gets out of sight; on Linux."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent() -> None:
+    """Has this process killed when the one that started it ends, however it does; on Linux."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+@contextmanager
+def ends_when_told() -> Iterator[None]:
+    """SIGTERM ends this process by an exception, so that what it began is ended with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Kills a process that leads a session of its own, with what it has started there."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 class Process:
@@ -51,8 +83,7 @@ class Process:
         how = "over its time"
         with suppress(subprocess.TimeoutExpired):
             how = _how(self._process.wait(max(0.0, until - time.monotonic())))
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_group(self._process)
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
