@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from tpkernels.ops import tuning, tuning_cache
 from tpkernels.ops.backends import interpreting, regime
-from tpkernels.ops.configs import ResidentConfig
-from tpkernels.ops.limits import limits_of
+from tpkernels.ops.gpu import tuning, tuning_cache
+from tpkernels.ops.gpu.limits import limits_of
+from tpkernels.ops.gpu.resident_tiles import ResidentConfig
 
 from . import cases, environment
 from .cases import Case

@@ -12,12 +12,12 @@ from typing import Any
 
 # Launchers by what they do: module of `tpkernels.ops`, function.
 LAUNCHERS = {
-    "resident": ("resident", "cluster"),
-    "streaming": ("streaming", "cluster"),
-    "mean": ("segments", "cluster_mean"),
-    "backward": ("segments", "cluster_mean_backward"),
-    "attention": ("attention_launch", "attend"),
-    "attention_backward": ("attention_launch", "attend_backward"),
+    "resident": ("gpu.resident", "cluster"),
+    "streaming": ("gpu.streaming", "cluster"),
+    "mean": ("gpu.means", "cluster_mean"),
+    "backward": ("gpu.means", "cluster_mean_backward"),
+    "attention": ("gpu.attention", "attend"),
+    "attention_backward": ("gpu.attention", "attend_backward"),
 }
 # Makes a tensor from its shape, dtype and oddness, see `launches.meta`.
 Make = Callable[..., Any]

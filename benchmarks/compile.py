@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tpkernels.ops.configs import program_registers
+from tpkernels.ops.gpu.resident_tiles import program_registers
 
 from .calls import calls
 from .launches import configuration, key, launches, source

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tpkernels.ops.limits import limits_of
+from tpkernels.ops.gpu.limits import limits_of
 
 from .timing import Budget, Timed, alternate
 

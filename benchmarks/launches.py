@@ -88,7 +88,7 @@ def recording(target: Target) -> Iterator[list[tuple[Any, tuple[Any, ...], dict[
             if hasattr(module, "limits_of"):
                 stack.enter_context(patch.object(module, "limits_of", lambda device: target.limits))
             # What someone has tuned on this machine is not what ships.
-            if module.__name__ == "tpkernels.ops.tuning":
+            if module.__name__ == "tpkernels.ops.gpu.tuning":
                 stack.enter_context(patch.object(module, "lookup", lambda *given: None))
         yield kept
 

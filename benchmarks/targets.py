@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tpkernels.ops.limits import Limits
+from tpkernels.ops.gpu.limits import Limits
 
 
 class Target(NamedTuple):

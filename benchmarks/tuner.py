@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import tpkernels
-from tpkernels.ops import tuning
-from tpkernels.ops.configs import ResidentConfig, candidates, resident_config
-from tpkernels.ops.limits import limits_of
+from tpkernels.ops.gpu import tuning
+from tpkernels.ops.gpu.limits import limits_of
+from tpkernels.ops.gpu.resident_tiles import ResidentConfig, candidates, resident_config
 
 from . import gpu, timing
 from .cases import Case

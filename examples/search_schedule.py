@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tpkernels
-from tpkernels.shapes import vit_shape
+from tpkernels.schedule.shapes import vit_shape
 
 # Calibration images by default: what one pass needs, and what a training needs.
 LIMITS = {"error": 200, "soft": 1000}

@@ -60,9 +60,13 @@ class Compilations:
 
         from benchmarks.launches import Launch, key
         from benchmarks.targets import TARGETS
-        from tpkernels.ops import attention_launch, cluster, limits, pooling, resident, segments, streaming
-        from tpkernels.ops.attention_torch import attention_torch
-        from tpkernels.ops.samples import segment_sum
+        from tpkernels.ops import cluster
+        from tpkernels.ops.eager import means as eager_means
+        from tpkernels.ops.eager.attention import attention_torch
+        from tpkernels.ops.eager.samples import segment_sum
+        from tpkernels.ops.gpu import attention as gpu_attention
+        from tpkernels.ops.gpu import limits, resident, streaming
+        from tpkernels.ops.gpu import means as gpu_means
 
         def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
             self.first.setdefault(key(Launch(compiled(kernel), args, kwargs, "")), self.test)
@@ -71,8 +75,8 @@ class Compilations:
         limits.INTERPRETER = TARGETS["sm_90"].limits
         resident.resident_config = functools.partial(_not_interpreted, resident.resident_config)
         for name in ("token_tile", "mean_config"):
-            choice = functools.partial(_last_is_true, getattr(segments, name))
-            setattr(segments, name, choice)
+            choice = functools.partial(_last_is_true, getattr(gpu_means, name))
+            setattr(gpu_means, name, choice)
             setattr(streaming, name, choice)
 
         def twin(launcher: Any, *given: Any) -> Any:
@@ -86,7 +90,7 @@ class Compilations:
 
         def means(launcher: Any, x: Any, label: Any, k: int, weight: Any) -> Any:
             launcher(x, label, k, weight)
-            return pooling.cluster_mean(x, label, k, weight), totals(label, k, weight)
+            return eager_means.cluster_mean(x, label, k, weight), totals(label, k, weight)
 
         def totals(label: Any, k: int, weight: Any) -> Any:
             weight = torch.ones_like(label) if weight is None else weight
@@ -99,8 +103,8 @@ class Compilations:
             return launched[0].copy_(out), launched[1] if significance is None else significance, launched[2].zero_()
 
         for module, name, stand_in in (
-            (resident, "cluster", twin), (streaming, "cluster", twin), (segments, "cluster_mean", means),
-            (streaming, "cluster_mean", means), (attention_launch, "attend", attention),
+            (resident, "cluster", twin), (streaming, "cluster", twin), (gpu_means, "cluster_mean", means),
+            (streaming, "cluster_mean", means), (gpu_attention, "attend", attention),
         ):  # fmt: skip
             setattr(module, name, functools.partial(stand_in, getattr(module, name)))
 

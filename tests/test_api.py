@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import tpkernels
-from tpkernels import functional, macs, modules
+from tpkernels import functional, modules
+from tpkernels.schedule import macs
 
 SIGNATURES = {
     "kmeans": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto')",

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpkernels.ops import attention_torch as module
-from tpkernels.ops.attention_torch import attention_torch
+from tpkernels.ops.eager import attention as module
+from tpkernels.ops.eager.attention import attention_torch
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 

@@ -15,12 +15,12 @@ from tolerances import TOLERANCES
 from torch import Tensor
 
 import tpkernels
-from tpkernels.ops import attention_launch
 from tpkernels.ops.attention import attention_backward, attention_triton
-from tpkernels.ops.attention_configs import HALF, Rows, Tiles, rows_config, split_row, tiles_config
-from tpkernels.ops.attention_torch import attention_torch
-from tpkernels.ops.launching import power_of_two
-from tpkernels.ops.limits import Limits, limits_of
+from tpkernels.ops.eager.attention import attention_torch
+from tpkernels.ops.gpu import attention
+from tpkernels.ops.gpu.attention_tiles import HALF, Rows, Tiles, rows_config, split_row, tiles_config
+from tpkernels.ops.gpu.launch import power_of_two
+from tpkernels.ops.gpu.limits import Limits, limits_of
 
 pytestmark = KERNELS
 # Of values near 1.
@@ -45,8 +45,8 @@ def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def rows(n: int, _: int, e: int, *__: Any) -> Rows | None:
         return Rows(16, power_of_two(e, 32), *split_row(n), num_warps=4, num_stages=1) if name == "rows" else None
 
-    monkeypatch.setattr(attention_launch, "rows_config", rows)
-    monkeypatch.setattr(attention_launch, "tiles_config", lambda *_: tiles)
+    monkeypatch.setattr(attention, "rows_config", rows)
+    monkeypatch.setattr(attention, "tiles_config", lambda *_: tiles)
 
 
 @pytest.fixture(params=REGIMES)
@@ -354,7 +354,7 @@ def test_programs_that_have_all_of_a_head_give_the_same(small: None, monkeypatch
     inputs, results = draw(2, 2, 70, WIDTH), []
     launches = spy(monkeypatch)
     for programs in (1, 10**6):
-        monkeypatch.setattr(attention_launch, "PROGRAMS", programs / limits_of(DEVICE).processors)
+        monkeypatch.setattr(attention, "PROGRAMS", programs / limits_of(DEVICE).processors)
         results.append(attend(*inputs))
     # A program for all five blocks of a head, and one for each.
     assert [one.grid for one in launches if one.name == "attend_rows_kernel"] == [(4,), (20,)]
@@ -425,8 +425,8 @@ def test_nothing_of_n_by_n_is_allocated(regime: str, monkeypatch: pytest.MonkeyP
     b, h, n, d = 2, 3, 256, 8
     q, k, v = draw(b, h, n, d)
     with Allocations() as seen:
-        out, _, lse = attention_launch.attend(q, k, v, None, None, 1.0, True)
-        attention_launch.attend_backward(out, q, k, v, out, lse, None, None, 1.0)
+        out, _, lse = attention.attend(q, k, v, None, None, 1.0, True)
+        attention.attend_backward(out, q, k, v, out, lse, None, None, 1.0)
     # Partial sums of each block of 16 queries are the largest: a sixteenth of N x N.
     assert max(seen.sizes) <= 4 * b * h * n * max(n // 16, d)
     assert sum(seen.sizes) < 4 * b * h * n * n

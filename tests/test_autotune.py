@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks import autotune, cases, providers, tuner
 from benchmarks.inputs import Inputs
 from benchmarks.tuner import configs_of, key_of
-from tpkernels.ops import tuning, tuning_cache
-from tpkernels.ops.limits import Limits
+from tpkernels.ops.gpu import tuning, tuning_cache
+from tpkernels.ops.gpu.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -209,7 +209,7 @@ def test_arguments_choose_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_heuristic_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tpkernels.ops.configs import candidates, resident_config
+    from tpkernels.ops.gpu.resident_tiles import candidates, resident_config
 
     monkeypatch.setattr(tuner, "limits_of", lambda device: HOPPER)
     for case in cases.kernels("cuda"):

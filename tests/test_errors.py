@@ -18,7 +18,7 @@ from marks import DEVICE, runs_triton
 import tpkernels
 from tpkernels import TokenPool, assign, attention, chamfer_loss, cluster_mean, medoid_update, pairwise_sqdist, unpool
 from tpkernels.ops.backends import regime
-from tpkernels.ops.limits import Limits
+from tpkernels.ops.gpu.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 X = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tpkernels
-from tpkernels.ops import tuning_cache
-from tpkernels.ops.limits import Limits
+from tpkernels.ops.gpu import tuning_cache
+from tpkernels.ops.gpu.limits import Limits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from deit.checkpoint import CheckpointError, load_model, save_weights

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import tpkernels
 from tpkernels import TokenPool
 from tpkernels.ops.cluster import cluster
-from tpkernels.ops.mean import cluster_mean, cluster_mean_backward
+from tpkernels.ops.cluster_mean import cluster_mean, cluster_mean_backward
 
 CLUSTERERS = ("ward", "kmeans", "kmedoids")
 METHODS = (*CLUSTERERS, "topk", "importance", "random", "grid", "bipartite")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tpkernels import reference
 from tpkernels.ops.cluster import cluster
-from tpkernels.ops.launching import Results
+from tpkernels.ops.gpu.launch import Results
 
 pytestmark = KERNELS
 METHODS = ("ward", "kmeans", "kmedoids")

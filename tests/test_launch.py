@@ -16,8 +16,8 @@ from tolerances import assert_same_labels, assert_values, regret_limit
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tpkernels.ops import configs, resident
-from tpkernels.ops.limits import Limits, limits_of
+from tpkernels.ops.gpu import resident, resident_tiles
+from tpkernels.ops.gpu.limits import Limits, limits_of
 
 pytestmark = KERNELS
 # What makes room or looks at it another way: none of it is work for a device.
@@ -65,7 +65,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, run: bool = True) -> list[Spy.Launch]:
 
 
 # Several tiles of the Gram matrix and blocks of channels.
-SMALL = configs.ResidentConfig(16, 16, 16, 16, 16, 4, 1, 2, 0)
+SMALL = resident_tiles.ResidentConfig(16, 16, 16, 16, 16, 4, 1, 2, 0)
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_all_matrices_of_a_program_count(
 
 def test_resident_programs_stay_within_what_the_device_has() -> None:
     limits = Limits(processors=132, shared_bytes=227 << 10, l2_bytes=50 << 20, warp=32)
-    config = configs.resident_config(196, 98, torch.bfloat16, limits)._replace(per_processor=2)
+    config = resident_tiles.resident_config(196, 98, torch.bfloat16, limits)._replace(per_processor=2)
 
     def programs(batch: int, scratch: int, matrix: int) -> int:
         return resident.programs(batch, scratch, matrix, config, limits)
@@ -443,8 +443,8 @@ def test_configurations_fit_the_device(kilobytes: int, dtype: torch.dtype) -> No
     for warp in (32, 64):
         limits = Limits(processors=20, shared_bytes=kilobytes << 10, l2_bytes=4 << 20, warp=warp)
         for n in (2, 16, 17, 100, 196, 256, 257, 576, 1024):
-            found = configs.candidates(n, max(1, n // 2), dtype, limits)
-            assert found[0] == configs.resident_config(n, max(1, n // 2), dtype, limits)
+            found = resident_tiles.candidates(n, max(1, n // 2), dtype, limits)
+            assert found[0] == resident_tiles.resident_config(n, max(1, n // 2), dtype, limits)
             assert len(set(found)) == len(found)
             for config in found:
                 assert config.shared_bytes(element) * config.per_processor <= limits.shared_bytes
@@ -453,10 +453,11 @@ def test_configurations_fit_the_device(kilobytes: int, dtype: torch.dtype) -> No
                     assert size & (size - 1) == 0
             # Within a bucket it is one choice.
             low = n // 2 + 1 if n & (n - 1) == 0 else n
-            assert configs.resident_config(low, max(1, n // 2), dtype, limits) == found[0] or n < 3
+            assert resident_tiles.resident_config(low, max(1, n // 2), dtype, limits) == found[0] or n < 3
     # Less shared memory gives another choice somewhere: the limit is looked at.
     choices = {
-        configs.resident_config(196, 98, torch.float32, Limits(20, size << 10, 4 << 20, 32)) for size in (227, 20)
+        resident_tiles.resident_config(196, 98, torch.float32, Limits(20, size << 10, 4 << 20, 32))
+        for size in (227, 20)
     }
     assert len(choices) == 2
 

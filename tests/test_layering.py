@@ -16,47 +16,59 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "tpkernels"
 # Each room with the rooms that it may import besides itself; imports point one way.
 MAY_IMPORT = {
-    "kernels": set(),
     "files": set(),
-    "ops": {"kernels", "files"},
-    "shapes": set(),
-    "macs": {"shapes"},
-    "schedules": {"shapes", "macs"},
-    "schedule_file": {"shapes", "files"},
-    "paths": {"shapes", "macs"},
-    "search": {"shapes", "schedules", "paths"},
     "reference": set(),
+    "kernels": set(),
+    "schedule/__init__": set(),
+    "schedule/shapes": set(),
+    "schedule/macs": {"schedule/shapes"},
+    "schedule/keep": {"schedule/shapes", "schedule/macs"},
+    "schedule/file": {"schedule/shapes", "files"},
+    "schedule/paths": {"schedule/shapes", "schedule/macs"},
+    "schedule/search": {"schedule/shapes", "schedule/keep", "schedule/paths"},
+    "ops": {"kernels", "files"},
     "checks": {"ops"},
     "functional": {"ops", "checks"},
-    "modules": {"ops", "checks", "functional", "schedules"},
-    "integrations": {"shapes", "macs", "schedules", "schedule_file", "checks", "functional", "modules"},
+    "modules": {"ops", "checks", "functional", "schedule/keep"},
+    "integrations": {
+        "schedule/shapes",
+        "schedule/macs",
+        "schedule/keep",
+        "schedule/file",
+        "checks",
+        "functional",
+        "modules",
+    },
     "env": {"ops"},
     "__init__": {
-        "shapes",
-        "macs",
-        "schedules",
-        "schedule_file",
-        "search",
+        "schedule/shapes",
+        "schedule/macs",
+        "schedule/keep",
+        "schedule/file",
+        "schedule/search",
         "functional",
         "modules",
         "integrations",
     },
 }
+# Folders whose own folders and files are rooms.
+PARTED = {"schedule"}
 # Packages from elsewhere that a room may import; every room may import the standard library.
 FOREIGN = {
     "kernels": {"triton"},
     # filelock comes with torch.
     "ops": {"torch", "numpy", "numba", "filelock"},
-    "shapes": set(),
-    "macs": set(),
-    "schedules": set(),
-    "schedule_file": set(),
+    "schedule/__init__": set(),
+    "schedule/shapes": set(),
+    "schedule/macs": set(),
+    "schedule/keep": set(),
+    "schedule/file": set(),
     "files": set(),
 }
 
 
 class Import(NamedTuple):
-    """An import statement: its room, what it names (as "tpkernels.ops.ward"), and if importing the file runs it."""
+    """An import: its room, what it names (as "tpkernels.ops.eager.ward"), and whether importing the file runs it."""
 
     room: str
     file: str
@@ -65,7 +77,15 @@ class Import(NamedTuple):
 
 
 def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+    return _room(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    """ "schedule/macs" and "ops/gpu" are rooms of their own; what stands in ops itself is the room "ops"."""
+    if parts[0] not in PARTED or len(parts) == 1:
+        return parts[0]
+    folder = PACKAGE.joinpath(*parts[:2]).is_dir() or parts[0] == "schedule"
+    return "/".join(parts[:2]) if folder else parts[0]
 
 
 def imports_of(path: Path) -> Iterator[Import]:
@@ -100,7 +120,7 @@ def own(found: Import) -> str | None:
     if parts[0] != "tpkernels":
         return None
     assert len(parts) > 1, f"{found.file} imports the package itself"
-    return parts[1]
+    return _room(tuple(parts[1:]))
 
 
 def test_the_parser_sees_the_imports() -> None:
@@ -109,8 +129,8 @@ def test_the_parser_sees_the_imports() -> None:
     assert {room_of(path) for path in PACKAGE.rglob("*.py")} == set(MAY_IMPORT)
     files = {(found.file, own(found)) for found in IMPORTS}
     assert ("functional.py", "ops") in files
-    assert ("ops/resident.py", "kernels") in files
-    assert ("modules.py", "schedules") in files
+    assert ("ops/gpu/resident.py", "kernels") in files
+    assert ("modules.py", "schedule/keep") in files
     assert ("__init__.py", "integrations") in files
 
 
@@ -148,8 +168,8 @@ def test_packages_from_elsewhere(room: str) -> None:
 
 def test_what_need_not_be_installed_is_not_imported_early() -> None:
     """A file that is nothing without numba is imported late itself."""
-    late = "tpkernels.ops.loop_store."
-    early = [f for f in IMPORTS if f.at_import and f.room != "kernels" and f.file != "ops/loop_store.py"]
+    late = "tpkernels.ops.cpu.loop_store."
+    early = [f for f in IMPORTS if f.at_import and f.room != "kernels" and f.file != "ops/cpu/loop_store.py"]
     assert {f.at_import for f in IMPORTS if f"{f.target}.".startswith(late)} == {False}
     assert {f.target.split(".")[0] for f in early} - set(sys.stdlib_module_names) == {"tpkernels", "torch"}
 

@@ -19,10 +19,16 @@ from torch import Tensor
 import tpkernels
 from benchmarks.timing import peak_cpu_mb
 from tpkernels import Clusters
-from tpkernels.ops import compiled, distances, lloyd, lloyd_compiled, lloyd_table, pooling, pooling_compiled, team
-from tpkernels.ops.samples import prepare
+from tpkernels.ops.cpu import jit, lloyd_table
+from tpkernels.ops.cpu import lloyd as cpu_lloyd
+from tpkernels.ops.cpu import means as cpu_means
+from tpkernels.ops.cpu import threads as cpu_threads
+from tpkernels.ops.eager import distances
+from tpkernels.ops.eager import lloyd as eager_lloyd
+from tpkernels.ops.eager import means as eager_means
+from tpkernels.ops.eager.samples import prepare
 
-pytestmark = pytest.mark.skipif(not compiled.available(), reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not jit.available(), reason="numba is not installed")
 
 METHODS = ("kmeans", "kmedoids")
 CLUSTER = sys.modules["tpkernels.ops.cluster"]
@@ -70,7 +76,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Both:
 
     def run(function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, Any]:
         with monkeypatch.context() as patch:
-            patch.setattr(compiled, "available", lambda: False)
+            patch.setattr(jit, "available", lambda: False)
             twin = function(*arguments, **named)
         return function(*arguments, **named), twin
 
@@ -117,10 +123,10 @@ def test_small_problems(method: str, both: Both) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_beyond_the_gram_matrix(method: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     """Centres are met in tiles, whose ends must not show: of 5 tokens here, and of samples."""
-    monkeypatch.setattr(lloyd, "GRAM_LIMIT", 8)
+    monkeypatch.setattr(eager_lloyd, "GRAM_LIMIT", 8)
     x, weight, mask = problems()["weights and mask"]
     for elements in (55, 500, 5000):
-        monkeypatch.setattr(lloyd_compiled, "TILE_ELEMENTS", elements)
+        monkeypatch.setattr(cpu_lloyd, "TILE_ELEMENTS", elements)
         solve = getattr(tpkernels, method)
         assert_same(*both(solve, x, 11, weight, init="strided", mask=mask))
 
@@ -128,7 +134,7 @@ def test_tokens_beyond_the_gram_matrix(method: str, both: Both, monkeypatch: pyt
 @pytest.mark.parametrize("name", problems())
 def test_one_sample_beyond_the_gram_matrix(name: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products with all centres are kept, and made anew for those that moved; blocks' ends must not show."""
-    monkeypatch.setattr(lloyd, "GRAM_LIMIT", 1)
+    monkeypatch.setattr(eager_lloyd, "GRAM_LIMIT", 1)
     monkeypatch.setattr(lloyd_table, "BLOCK", 5)
     x, weight, mask = problems()[name]
     cases = ((1, "topk", 3), (11, "topk", 0), (11, "strided", 1), (11, "topk", 9), (40, "topk", 2))
@@ -140,7 +146,7 @@ def test_one_sample_beyond_the_gram_matrix(name: str, both: Both, monkeypatch: p
 
 
 def test_clusters_that_lose_their_members_beyond_the_gram_matrix(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lloyd, "GRAM_LIMIT", 1)
+    monkeypatch.setattr(eager_lloyd, "GRAM_LIMIT", 1)
     lost = 0
     # Two of these are known to lose one.
     for seed in (96, 282, *range(30)):
@@ -182,7 +188,7 @@ def test_chunks_of_samples_do_not_show(method: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("method", METHODS)
 def test_any_number_of_threads_gives_the_same(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, mask = problems()["weights and mask"]
-    monkeypatch.setattr(compiled, "SHARE_ELEMENTS", 1)
+    monkeypatch.setattr(jit, "SHARE_ELEMENTS", 1)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -198,9 +204,9 @@ def test_any_number_of_threads_gives_the_same(method: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_an_error_in_a_thread_is_raised(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "SHARE_ELEMENTS", 1)
+    monkeypatch.setattr(jit, "SHARE_ELEMENTS", 1)
     if plain:
-        monkeypatch.setattr(team, "openmp", lambda: None)
+        monkeypatch.setattr(cpu_threads, "openmp", lambda: None)
     threads = torch.get_num_threads()
 
     def kernel(array: Any, first: int, last: int) -> None:
@@ -211,7 +217,7 @@ def test_an_error_in_a_thread_is_raised(plain: bool, monkeypatch: pytest.MonkeyP
     try:
         torch.set_num_threads(3)
         with pytest.raises(ZeroDivisionError):
-            compiled.over_samples(kernel, [torch.zeros(4)], 4, 100)
+            jit.over_samples(kernel, [torch.zeros(4)], 4, 100)
     finally:
         torch.set_num_threads(threads)
 
@@ -221,18 +227,18 @@ def test_an_error_in_a_thread_is_raised(plain: bool, monkeypatch: pytest.MonkeyP
 def test_threads_share_the_work(plain: bool, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's own threads where its runtime lends them, else threads of ours: but two of those gain nothing."""
     if plain:
-        monkeypatch.setattr(team, "openmp", lambda: None)
-    elif team.openmp() is None:
+        monkeypatch.setattr(cpu_threads, "openmp", lambda: None)
+    elif cpu_threads.openmp() is None:
         pytest.skip("torch's OpenMP runtime has no entry for others here")
     # Each waits until all are there.
-    expected = 1 if plain and threads < team.LEAST_PLAIN else threads
+    expected = 1 if plain and threads < cpu_threads.LEAST_PLAIN else threads
     barrier, seen = threading.Barrier(expected), []
 
     def work(item: int) -> None:
         barrier.wait(timeout=30)
         seen.append((item, threading.get_ident()))
 
-    team.share(work, [(item,) for item in range(expected)], threads)
+    cpu_threads.share(work, [(item,) for item in range(expected)], threads)
     assert sorted(item for item, _ in seen) == list(range(expected))
     assert len({ident for _, ident in seen}) == expected
 
@@ -247,7 +253,7 @@ def test_means_of_labels(layout: str, dtype: torch.dtype, both: Both) -> None:
     x = torch.randn(3, 20, 5, generator=generator).masked_fill((label < 0)[..., None], torch.nan).to(dtype)
     weight = torch.rand(3, 20, generator=generator).masked_fill(label == 2, 0)
     for w in (None, weight, weight.to(dtype), weight[:, :1].expand(3, 20)):
-        found, twin = both(pooling.cluster_mean, laid_out(x, layout), label, 7, w)
+        found, twin = both(eager_means.cluster_mean, laid_out(x, layout), label, 7, w)
         assert found.dtype == twin.dtype == dtype
         assert_values(found, twin)
         assert not found[:, 4].any()
@@ -257,9 +263,9 @@ def test_labels_beyond_the_clusters_raise() -> None:
     """The loops would write there."""
     x, label = torch.zeros(1, 3, 2), torch.tensor([[0, 5, 1]])
     for call in (
-        lambda: pooling.cluster_mean(x, label, 5),
-        lambda: pooling.nearest_members(x, label, 5, None),
-        lambda: pooling_compiled.objective(x, torch.zeros(1, 5, 2), label, None),
+        lambda: eager_means.cluster_mean(x, label, 5),
+        lambda: eager_means.nearest_members(x, label, 5, None),
+        lambda: cpu_means.objective(x, torch.zeros(1, 5, 2), label, None),
     ):
         with pytest.raises(IndexError, match="expected -1 to 4, got 5"):
             call()
@@ -269,7 +275,7 @@ def test_means_of_single_tokens_are_the_tokens() -> None:
     x = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(4))
     weight = torch.rand(2, 9, generator=torch.Generator().manual_seed(5)) + 1e-3
     label = torch.arange(9).expand(2, 9)
-    assert torch.equal(pooling.cluster_mean(x, label, 9, weight), x)
+    assert torch.equal(eager_means.cluster_mean(x, label, 9, weight), x)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -279,7 +285,7 @@ def test_medoids_of_labels(layout: str, both: Both) -> None:
         problem = make(seed, 3, 24, 3, 7, weighted=seed % 2 == 0, zeros=seed % 4 == 0, duplicates=True)
         label = torch.randint(-1, 9, (3, 24), generator=torch.Generator().manual_seed(seed))
         x = laid_out(problem.x, layout)
-        found, twin = both(pooling.nearest_members, x, label, 10, problem.weight)
+        found, twin = both(eager_means.nearest_members, x, label, 10, problem.weight)
         assert torch.equal(found, twin)
         assert bool((found[:, 9] == 24).all())
 
@@ -288,11 +294,11 @@ def test_the_lower_of_two_equal_tokens_is_the_medoid() -> None:
     x = torch.tensor([[0.0, 0.0], [3.0, 1.0], [3.0, 1.0], [0.0, 4.0]])[None]
     weight = torch.tensor([[1.0, 0.2, 0.9, 1.0]])
     label = torch.tensor([[0, 1, 1, 2]])
-    assert pooling.nearest_members(x, label, 3, weight).tolist() == [[0, 1, 3]]
+    assert eager_means.nearest_members(x, label, 3, weight).tolist() == [[0, 1, 3]]
     # Of two that differ, the heavier; of two that weigh the same, the lower.
     label = torch.tensor([[0, 0, 1, 1]])
-    assert pooling.nearest_members(x, label, 2, weight).tolist() == [[0, 3]]
-    assert pooling.nearest_members(x, label, 2, None).tolist() == [[0, 2]]
+    assert eager_means.nearest_members(x, label, 2, weight).tolist() == [[0, 3]]
+    assert eager_means.nearest_members(x, label, 2, None).tolist() == [[0, 2]]
 
 
 def test_the_objective() -> None:
@@ -306,7 +312,7 @@ def test_the_objective() -> None:
         for w in (None, weight):
             expected = distances.objective(x, centre, label, w)
             for layout in LAYOUTS:
-                found = pooling_compiled.objective(laid_out(x, layout), centre, label, w)
+                found = cpu_means.objective(laid_out(x, layout), centre, label, w)
                 assert found.dtype == dtype
                 assert_values(found, expected)
 

@@ -15,8 +15,8 @@ pytest.importorskip("numba")
 from filelock import FileLock, Timeout
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-from tpkernels.ops import compiled
-from tpkernels.ops.loop_store import LOCK_NAME, LoopStore
+from tpkernels.ops.cpu import jit
+from tpkernels.ops.cpu.loop_store import LOCK_NAME, LoopStore
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def load(tmp_path: Path) -> Callable[[], Any]:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return compiled.jit(module.double)
+        return jit.jit(module.double)
 
     return build
 
@@ -91,7 +91,7 @@ def test_a_full_disk_is_said_once_and_no_error(load: Callable[[], Any], monkeypa
 
 
 def test_a_lock_that_is_never_given_back(load: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpkernels.ops.loop_store.LOCK_SECONDS", 0.0)
+    monkeypatch.setattr("tpkernels.ops.cpu.loop_store.LOCK_SECONDS", 0.0)
     first = load()
     folder = Path(first._cache.cache_path)
     folder.mkdir(exist_ok=True)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tpkernels.macs import INITS, METHODS, ViTShape, clustering_macs, count_macs, vit_shape
-from tpkernels.schedules import resolve_budget, resolve_keep
+from tpkernels.schedule.keep import resolve_budget, resolve_keep
+from tpkernels.schedule.macs import INITS, METHODS, ViTShape, clustering_macs, count_macs, vit_shape
 
 DEIT_TI = ViTShape(depth=12, dim=192, num_patches=196)
 DEIT_S = ViTShape(depth=12, dim=384, num_patches=196)

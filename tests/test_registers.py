@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tpkernels.ops import tuning, tuning_cache
-from tpkernels.ops.configs import candidates, resident_config, thread_registers
-from tpkernels.ops.limits import REGISTERS, Limits
+from tpkernels.ops.gpu import tuning, tuning_cache
+from tpkernels.ops.gpu.limits import REGISTERS, Limits
+from tpkernels.ops.gpu.resident_tiles import candidates, resident_config, thread_registers
 
 HOPPER = Limits(132, 227 << 10, 50 << 20, 32)
 WAVEFRONTS = Limits(304, 64 << 10, 4 << 20, 64, 0)

@@ -13,7 +13,7 @@ from torch import Tensor
 import tpkernels
 from tpkernels import TokenPool
 from tpkernels.ops.cluster import cluster
-from tpkernels.ops.mean import cluster_mean, cluster_mean_backward
+from tpkernels.ops.cluster_mean import cluster_mean, cluster_mean_backward
 
 BACKENDS = ["torch", pytest.param("triton", marks=KERNELS)]
 CLUSTERERS = ("ward", "kmeans", "kmedoids")

@@ -13,7 +13,7 @@ import torch
 from models import facts, make_timm
 
 import tpkernels
-from tpkernels.schedule_file import MOST_BYTES, Schedule, load_schedule, save_schedule
+from tpkernels.schedule.file import MOST_BYTES, Schedule, load_schedule, save_schedule
 
 TOKENS = [64, 40, 40, 9]
 GOOD = {"format": "tpkernels schedule", "version": 1, "tokens": TOKENS, "num_patches": 64, "facts": {}}

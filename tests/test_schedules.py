@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpkernels.macs import ViTShape, count_macs
-from tpkernels.schedules import resolve_budget, resolve_keep, tokens_kept
+from tpkernels.schedule.keep import resolve_budget, resolve_keep, tokens_kept
+from tpkernels.schedule.macs import ViTShape, count_macs
 
 DEIT_TI = ViTShape(depth=12, dim=192, num_patches=196)
 DEIT_S = ViTShape(depth=12, dim=384, num_patches=196)

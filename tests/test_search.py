@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tpkernels import ViTShape, count_macs, resolve_keep, solve_schedule
-from tpkernels.paths import all_paths, block_table
-from tpkernels.search import walk
+from tpkernels.schedule.paths import all_paths, block_table
+from tpkernels.schedule.search import walk
 
 SMALL = ViTShape(depth=3, dim=8, num_patches=8, patch_dim=12, num_classes=5)
 DEIT_S = ViTShape(depth=12, dim=384, num_patches=196)

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tpkernels import Clusters
-from tpkernels.ops import segments, streaming
 from tpkernels.ops.cluster import _cluster_torch
-from tpkernels.ops.limits import Limits
-from tpkernels.ops.mean import mean_backward_torch
-from tpkernels.ops.pooling import cluster_mean
+from tpkernels.ops.cluster_mean import mean_backward_torch
+from tpkernels.ops.eager.means import cluster_mean
+from tpkernels.ops.gpu import means, streaming
+from tpkernels.ops.gpu.limits import Limits
 
 pytestmark = KERNELS
 METHODS = ("kmeans", "kmedoids")
@@ -38,7 +38,7 @@ FEW = settings(max_examples=6)
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 16 places, tiles of 32 tokens and 16 centres: all loops go round, all remainders show."""
-    monkeypatch.setattr(segments, "CHUNK", 16)
+    monkeypatch.setattr(means, "CHUNK", 16)
     for tiles in ("SMALL_TILES", "LARGE_TILES"):
         monkeypatch.setattr(streaming, tiles, ((32, 16, 4, 2), (16, 16, 4, 1)))
 
@@ -327,12 +327,12 @@ def test_strides_change_nothing(layout: str) -> None:
 
 def test_wide_keys_sort_as_narrow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys past 2^31 take 64 bits."""
-    assert segments.first_keys(2**10, 2**21 - 1, torch.device("meta")).dtype == torch.int64
-    assert segments.first_keys(2**10, 2**21 - 2, torch.device("meta")).dtype == torch.int32
+    assert means.first_keys(2**10, 2**21 - 1, torch.device("meta")).dtype == torch.int64
+    assert means.first_keys(2**10, 2**21 - 2, torch.device("meta")).dtype == torch.int32
     x, k, weight, _ = make(6, 2, 40, 5, 6, weighted=True)
     narrow = run(x, k, "kmedoids", "mean", weight=weight)
-    first_keys = segments.first_keys
-    monkeypatch.setattr(segments, "first_keys", lambda *arguments: first_keys(*arguments).long())
+    first_keys = means.first_keys
+    monkeypatch.setattr(means, "first_keys", lambda *arguments: first_keys(*arguments).long())
     assert_alike(run(x, k, "kmedoids", "mean", weight=weight), narrow, x, weight)
 
 
@@ -431,10 +431,10 @@ def test_backward_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = spy(monkeypatch, runs=True)
     x, label = torch.randn(2, 70, 5, device=DEVICE), torch.arange(70, device=DEVICE).expand(2, 70) % 4
     weight = torch.rand(2, 70, device=DEVICE)
-    mean, total = segments.cluster_mean(x, label, 4, weight)
+    mean, total = means.cluster_mean(x, label, 4, weight)
     assert [name for name, _ in launches] == ["chunk_mean_kernel", "segment_mean_kernel"]
     launches.clear()
-    segments.cluster_mean_backward(torch.ones_like(mean), label, x, mean, weight, total)
+    means.cluster_mean_backward(torch.ones_like(mean), label, x, mean, weight, total)
     assert [name for name, _ in launches] == ["cluster_mean_backward_kernel"]
 
 
@@ -473,9 +473,7 @@ def test_means_and_gradients_are_the_twins(seed: int, kind: str, weights: str | 
     if weights == "huge":
         weight *= 1e30
     wants = weight is not None
-    mean, total = segments.cluster_mean(
-        x.to(DEVICE), label.to(DEVICE), k, weight if weight is None else weight.to(DEVICE)
-    )
+    mean, total = means.cluster_mean(x.to(DEVICE), label.to(DEVICE), k, weight if weight is None else weight.to(DEVICE))
     assert_values(mean.cpu(), cluster_mean(x.double(), label, k, None if weight is None else weight.double()).to(dtype))
     assert_total(total.cpu(), label, weight)
     # Gradients arrive with any strides, all equal among them.
@@ -484,7 +482,7 @@ def test_means_and_gradients_are_the_twins(seed: int, kind: str, weights: str | 
         inputs = (x, mean.cpu(), weight) if wants else (None, None, weight)
         expected = mean_backward_torch(grad.cpu().contiguous(), label, *inputs)
         there = (None if t is None else t.to(DEVICE) for t in (label, *inputs))
-        found = segments.cluster_mean_backward(grad, *there, total)
+        found = means.cluster_mean_backward(grad, *there, total)
         assert_values(found[0].cpu(), expected[0])
         assert found[1].shape == expected[1].shape
         assert_values(
@@ -497,7 +495,7 @@ def test_a_bad_number_stays_in_its_cluster(poisoned: None) -> None:
     label = torch.arange(90).expand(2, 90) // 30
     x[0, 47, 2] = torch.nan
     x[1, 3, 4] = torch.inf
-    mean, _ = segments.cluster_mean(x.to(DEVICE), label.to(DEVICE), 4, None)
+    mean, _ = means.cluster_mean(x.to(DEVICE), label.to(DEVICE), 4, None)
     expected = torch.ones(2, 4, 5)
     expected[:, 3] = 0
     expected[0, 1, 2], expected[1, 0, 4] = torch.nan, torch.inf
@@ -510,9 +508,9 @@ def test_sums_do_not_depend_on_the_batch() -> None:
     x, weight = torch.randn(3, 101, 6, generator=generator), torch.rand(3, 101, generator=generator)
     label = labels(generator, 3, 101, 5, "skewed")
     x, weight, label = x.to(DEVICE), weight.to(DEVICE), label.to(DEVICE)
-    whole = segments.cluster_mean(x, label, 5, weight)
+    whole = means.cluster_mean(x, label, 5, weight)
     for b in range(3):
-        one, total = segments.cluster_mean(alone(x, b), alone(label, b), 5, alone(weight, b))
+        one, total = means.cluster_mean(alone(x, b), alone(label, b), 5, alone(weight, b))
         assert torch.equal(one[0], whole[0][b]) and torch.equal(total[0], whole[1][b])
 
 

@@ -19,9 +19,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpkernels.ops import tuning, tuning_cache
-from tpkernels.ops.configs import ResidentConfig, candidates, resident_config
-from tpkernels.ops.limits import INTERPRETER, Limits
+from tpkernels.ops.gpu import tuning, tuning_cache
+from tpkernels.ops.gpu.limits import INTERPRETER, Limits
+from tpkernels.ops.gpu.resident_tiles import ResidentConfig, candidates, resident_config
 
 ROOT = Path(__file__).parents[1]
 GPU = torch.device("cuda", 0)

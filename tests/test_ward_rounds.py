@@ -8,10 +8,10 @@ from marks import CUDA, runs_triton, sized
 from tolerances import assert_same_labels, regret_limit
 from torch import Tensor
 
-from tpkernels.ops import compiled
 from tpkernels.ops.cluster import cluster
-from tpkernels.ops.samples import prepare, settle
-from tpkernels.ops.ward import merge_tree, ward
+from tpkernels.ops.cpu import jit
+from tpkernels.ops.eager.samples import prepare, settle
+from tpkernels.ops.eager.ward import merge_tree, ward
 
 
 def problems() -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]]:
@@ -49,12 +49,14 @@ def test_all_ways_agree(name: str, k: int, monkeypatch: pytest.MonkeyPatch) -> N
     k = min(k, x.shape[1])
     samples = prepare(x, weight, mask, k)
     results = {}
-    if compiled.available():
+    if jit.available():
         results["compiled"] = ward(samples, k)
-    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(jit, "available", lambda: False)
     results["lists"] = ward(samples, k)
     fixed = torch.where(samples.finite, samples.n_valid - samples.k, 0)
-    monkeypatch.setattr("tpkernels.ops.ward.merge_tree", lambda s, wanted, *, waits: merge_tree(s, fixed, waits=False))
+    monkeypatch.setattr(
+        "tpkernels.ops.eager.ward.merge_tree", lambda s, wanted, *, waits: merge_tree(s, fixed, waits=False)
+    )
     results["fixed shapes"] = ward(samples, k)
     first = results["lists"]
     assert first.n_iter.max() <= x.shape[1] - 1
@@ -91,7 +93,7 @@ def test_the_kernel_agrees(name: str, k: int, device: torch.device) -> None:
 
 
 def test_compiled_loop_is_the_same_on_any_number_of_threads() -> None:
-    if not compiled.available():
+    if not jit.available():
         pytest.skip("numba is not installed")
     samples = prepare(torch.randn(7, 40, 6, generator=torch.Generator().manual_seed(0)), None, None, 13)
     threads = torch.get_num_threads()

@@ -20,12 +20,12 @@ from .functional import (
     ward,
 )
 from .integrations import Summary, Trace, patch, reconstruction_errors, schedule_of, summary, trace, unpatch
-from .macs import Macs, count_macs
 from .modules import PoolInfo, TokenPool
-from .schedule_file import Schedule, load_schedule, save_schedule
-from .schedules import resolve_budget, resolve_keep, tokens_kept
-from .search import solve_schedule
-from .shapes import ViTShape
+from .schedule.file import Schedule, load_schedule, save_schedule
+from .schedule.keep import resolve_budget, resolve_keep, tokens_kept
+from .schedule.macs import Macs, count_macs
+from .schedule.search import solve_schedule
+from .schedule.shapes import ViTShape
 
 try:
     __version__ = version("tpkernels")

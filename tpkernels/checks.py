@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .ops.backends import BACKENDS, choose_backend, why_not_triton
-from .ops.compiled import may_look
+from .ops.cpu.jit import may_look
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

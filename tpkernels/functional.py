@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .ops import distances, pooling
 from .ops.attention import attention as _attention
 from .ops.backends import CLUSTERERS
 from .ops.backends import explain_backend as _explain_backend
 from .ops.dispatch import cluster
 from .ops.dispatch import cluster_mean as _cluster_mean
+from .ops.eager import distances, means
 from .ops.precision import compute_dtype
 
 # Beyond so many tokens Ward's N x N costs are too many.
@@ -263,7 +263,7 @@ def medoid_update(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None =
     there = (assignment >= 0)[..., None]
     x = torch.where(there, x, 0)
     x = torch.where(there, x - x.sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1), 0)
-    medoids = pooling.nearest_members(x, assignment, k, weight)
+    medoids = means.nearest_members(x, assignment, k, weight)
     return torch.where(medoids == x.shape[1], -1, medoids)
 
 
@@ -295,7 +295,7 @@ def unpool(y: Tensor, assignment: Tensor) -> Tensor:
     checks.tokens(y, "y")
     checks.labels_over(assignment, y)
     checks.label_range(assignment, y.shape[1])
-    return pooling.unpool(y, assignment)
+    return means.unpool(y, assignment)
 
 
 def chamfer_loss(

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from . import checks
 from .functional import resolve_init, resolve_refine, ward_fits
-from .ops import baselines
 from .ops.backends import BACKENDS, CLUSTERERS
 from .ops.dispatch import cluster, cluster_mean
-from .ops.distances import objective
+from .ops.eager import baselines
+from .ops.eager.distances import objective
+from .ops.eager.samples import prepare, segment_sum, settle
+from .ops.eager.starts import highest
 from .ops.precision import full_precision
-from .ops.samples import prepare, segment_sum, settle
-from .ops.starts import highest
-from .schedules import tokens_kept
+from .schedule.keep import tokens_kept
 
 PRUNERS = ("topk", "importance", "random")
 METHODS = (*CLUSTERERS, *PRUNERS, "grid", "bipartite")

@@ -9,7 +9,7 @@ import subprocess
 
 import torch
 
-from tpkernels.ops.limits import limits_of
+from tpkernels.ops.gpu.limits import limits_of
 
 from .. import environment, gpu
 from ..timing import quantile, wall_ms

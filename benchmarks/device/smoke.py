@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tpkernels
-from tpkernels.ops.mean import cluster_mean
+from tpkernels.ops.cluster_mean import cluster_mean
 
 from ..cases import Case
 from ..gate import Gate, objective

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import tpkernels
-from tpkernels.schedule_file import read_tokens
-from tpkernels.schedules import resolve_budget, resolve_keep
+from tpkernels.schedule.file import read_tokens
+from tpkernels.schedule.keep import resolve_budget, resolve_keep
 
 from .methods import BASE_LABEL, Method
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..shapes import ViTShape
+from ..schedule.shapes import ViTShape
 from .blocks import plan_of
 from .plan import Family, Plan, Unsupported
 from .probe import check_block, check_held_positions

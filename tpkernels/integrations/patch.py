@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .. import checks
-from ..macs import POSITIONS
 from ..modules import PRUNERS, TokenPool
-from ..schedule_file import read_tokens
-from ..schedules import resolve_budget, resolve_keep
-from ..shapes import ViTShape
+from ..schedule.file import read_tokens
+from ..schedule.keep import resolve_budget, resolve_keep
+from ..schedule.macs import POSITIONS
+from ..schedule.shapes import ViTShape
 from .blocks import install, plan_of, uninstall
 from .families import find_family, read_model
 from .plan import Family, Plan

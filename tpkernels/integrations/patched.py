@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..macs import count_macs
+from ..schedule.macs import count_macs
 from .families import find_family, find_plan
 from .plan import Plan
 from .report import Summary, describe

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..modules import TokenPool
-from ..shapes import ViTShape
+from ..schedule.shapes import ViTShape
 
 # Runs a function of tensors so that its activations are recomputed in the backward pass.
 Checkpoint = Callable[..., Any]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..macs import Macs
+from ..schedule.macs import Macs
 
 
 @dataclass(frozen=True)

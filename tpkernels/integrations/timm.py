@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..shapes import ViTShape, vit_shape
+from ..schedule.shapes import ViTShape, vit_shape
 from .attend import attend_heads, optional, probability_dropped
 from .blocks import PooledSequential
 from .plan import Attended, Checkpoint, Family, Unsupported

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..shapes import ViTShape, vit_shape
+from ..schedule.shapes import ViTShape, vit_shape
 from .attend import attend_heads, probability_dropped
 from .blocks import PooledSequential
 from .plan import Attended, Family, Unsupported

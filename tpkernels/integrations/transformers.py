@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..shapes import ViTShape, tower_layers, vision_tower, vit_shape
+from ..schedule.shapes import ViTShape, tower_layers, vision_tower, vit_shape
 from .attend import attend_heads, optional, probability_dropped
 from .blocks import PooledList
 from .plan import Attended, Checkpoint, Family, Unsupported

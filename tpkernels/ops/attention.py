@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import attention_launch
-from .attention_torch import attention_torch
-from .compiled import transformed
+from .cpu.jit import transformed
+from .eager.attention import attention_torch
+from .gpu import attention as gpu_attention
 
 
 def attention(
@@ -42,7 +42,7 @@ def attention_triton(
     need_significance: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Out, significance and lse of `attention_launch.attend`; differentiable in q, k, v through out alone."""
-    return attention_launch.attend(q, k, v, key_size, mask, scale, need_significance)
+    return gpu_attention.attend(q, k, v, key_size, mask, scale, need_significance)
 
 
 @attention_triton.register_fake
@@ -55,7 +55,7 @@ def _(
     scale: float,
     need_significance: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return attention_launch.outputs(q, v, need_significance)
+    return gpu_attention.outputs(q, v, need_significance)
 
 
 @torch.library.custom_op("tpkernels::attention_backward", mutates_args=())
@@ -71,7 +71,7 @@ def attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of out to q, k, v; see `attention_launch.attend_backward`."""
-    return attention_launch.attend_backward(grad, q, k, v, out, lse, key_size, mask, scale)
+    return gpu_attention.attend_backward(grad, q, k, v, out, lse, key_size, mask, scale)
 
 
 @attention_backward.register_fake
@@ -86,7 +86,7 @@ def _(
     mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return attention_launch.gradients(q, v)
+    return gpu_attention.gradients(q, v)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import compiled
-from .limits import Limits, limits_of
+from .cpu import jit
+from .gpu.limits import Limits, limits_of
 
 BACKENDS = ("auto", "torch", "triton")
 CLUSTERERS = ("ward", "kmeans", "kmedoids")
@@ -110,7 +110,7 @@ def explain_backend(
     if torch.device(device).type == "cpu":
         why = "the torch backend is the fast one on a CPU"
         if method == "ward":
-            why += "; its rounds run as numba's compiled loop" if compiled.available() else "; faster with numba"
+            why += "; its rounds run as numba's compiled loop" if jit.available() else "; faster with numba"
     else:
         kernels = f"the {regime(n, method, limits_of(device))} kernels" if method in CLUSTERERS else "the kernels"
         why = why_not_triton(device, dtype, d, n, method) or f"{kernels} take this call"

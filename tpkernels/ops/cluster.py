@@ -9,21 +9,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from . import compiled, pooling_compiled, resident, streaming
 from .backends import regime
-from .compiled import may_look
-from .distances import objective
-from .launching import Results
-from .limits import limits_of
-from .lloyd import GRAM_LIMIT, LloydResult, kmeans, kmedoids
-from .mean import gradients
-from .pooling import cluster_mean, gather_tokens, nearest_members, source_of
+from .cluster_mean import gradients
+from .cpu import jit, means
+from .cpu.jit import may_look
+from .eager.distances import objective
+from .eager.lloyd import GRAM_LIMIT, LloydResult, kmeans, kmedoids
+from .eager.means import cluster_mean, gather_tokens, nearest_members, source_of
+from .eager.samples import Samples, only_valid, prepare, segment_min, settle
+from .eager.starts import start_labels
+from .eager.swap import swap
+from .eager.ward import ward
+from .gpu import resident, streaming
+from .gpu.launch import Results
+from .gpu.limits import limits_of
 from .precision import compute_dtype, full_precision
-from .samples import Samples, only_valid, prepare, segment_min, settle
-from .starts import start_labels
-from .swap import swap
-from .transforms import differentiable, folds
-from .ward import ward
+from .tracing import differentiable, folds
 
 # Centred tokens and Gram matrices of a chunk of samples together stay below this many elements, on a CPU for its cache.
 CHUNK_ELEMENTS = 1 << 22
@@ -182,7 +183,7 @@ def cluster_chunk(
     if medoids is not None and (output == "medoid" or (output == "center" and method == "kmedoids")):
         source = source_of(label, medoids)
         # The mean of one token is that token.
-        tokens = cluster_mean(x, source, k) if compiled.takes(samples.x) else gather_tokens(x, medoids)
+        tokens = cluster_mean(x, source, k) if jit.takes(samples.x) else gather_tokens(x, medoids)
     elif output == "center":
         source = only_valid(samples, source)
         tokens = cluster_mean(x, source, k, pool_weight)
@@ -211,8 +212,8 @@ def _loop(samples: Samples, start: Tensor, k: int, method: str, max_iter: int, s
 def _loss(x: Tensor, tokens: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
     dtype = compute_dtype(x)
     wide = x.to(dtype)
-    if compiled.takes(wide):
-        return pooling_compiled.objective(wide, tokens.to(dtype), label, weight)
+    if jit.takes(wide):
+        return means.objective(wide, tokens.to(dtype), label, weight)
     return objective(x, tokens, label, weight)
 
 

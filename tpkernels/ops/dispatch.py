@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from . import cluster as clustering
-from . import mean
-from .compiled import transformed
-from .launching import Results
+from . import cluster_mean as ops_cluster_mean
+from .cpu.jit import transformed
+from .gpu.launch import Results
 from .precision import full_precision
 
 
@@ -46,5 +46,7 @@ def cluster(
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """`ops.mean.cluster_mean`."""
     if torch.onnx.is_in_onnx_export():
-        return mean.traceable(x, label, k, weight)
-    return (mean.Differentiable.apply if transformed(x) else mean.cluster_mean)(x, label, k, weight, backend)
+        return ops_cluster_mean.traceable(x, label, k, weight)
+    return (ops_cluster_mean.Differentiable.apply if transformed(x) else ops_cluster_mean.cluster_mean)(
+        x, label, k, weight, backend
+    )

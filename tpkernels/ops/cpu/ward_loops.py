@@ -1,0 +1,206 @@
+"""Ward's rounds and the cut of the dendrogram as compiled loops, one sample at a time.
+
+Imported where they are called, since numba need not be there. What a loop calls stands in its file: numba looks at that
+file alone to see whether a loop that it has stored is still the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import jit
+
+np: Any = jit.numpy()
+
+# Squares of a matrix that are turned over at a time: rows and columns of both fit the nearest cache.
+TILE = 16
+
+
+@jit.jit_without_nan
+def merging_costs(row: Any, norm: Any, mass: Any, own: Any, m: Any) -> None:
+    """Costs of merging token i, of squared norm `own` and mass `m`, with those before it; row holds their products."""
+    two, none = row.dtype.type(2), row.dtype.type(0)
+    for j in range(len(row)):
+        row[j] = max(own + norm[j] - two * row[j], none) * (m * mass[j]) / (m + mass[j])
+
+
+@jit.jit
+def start(cost: Any, mass: Any, there: Any, n: int) -> None:
+    """Costs of merging two tokens in place of their products; from the lower triangle, for both halves to be equal."""
+    norm = np.empty(n, cost.dtype)
+    for i in range(n):
+        norm[i] = cost[i, i]
+    for i in range(n):
+        merging_costs(cost[i, :i], norm, mass, norm[i], mass[i])
+        cost[i, i] = np.inf
+    if len(there) > 0:
+        for i in range(n):
+            for j in range(i):
+                if not (there[i] and there[j]):
+                    cost[i, j] = np.inf
+    for top in range(0, n, TILE):
+        for left in range(0, top + 1, TILE):
+            for j in range(left, min(left + TILE, n)):
+                for i in range(max(top, j + 1), min(top + TILE, n)):
+                    cost[j, i] = cost[i, j]
+
+
+@jit.jit_without_nan
+def least_of(row: Any, gone: Any) -> Any:
+    """The least entry of clusters that are still there: gone holds 0 for those, +inf for the others."""
+    least = row[0] + gone[0]
+    for c in range(len(row)):
+        least = min(least, row[c] + gone[c])
+    return least
+
+
+@jit.jit_without_nan
+def partner_of(row: Any, gone: Any, least: Any, columns: Any, i: Any, none: Any) -> Any:
+    """Column of the least entry, the lowest `i XOR column` on ties; columns holds 0, 1, ... as int32."""
+    tie = none
+    for c in range(len(row)):
+        other = columns[c] ^ i
+        tie = min(tie, other if row[c] + gone[c] == least else none)
+    return tie ^ i
+
+
+@jit.jit
+def nearest(cost: Any, i: int, gone: Any, columns: Any, least: Any, neighbour: Any) -> None:
+    """Finds the cheapest partner of cluster i."""
+    least[i] = least_of(cost[i], gone)
+    neighbour[i] = partner_of(cost[i], gone, least[i], columns, np.int32(i), np.int32(2 * len(columns)))
+
+
+@jit.jit_without_nan
+def lance_williams(a: Any, b: Any, mass: Any, m_i: Any, m_j: Any, between: Any) -> None:
+    """Costs of merging (i and j) with the others, from those of i, which they replace, and of j."""
+    for c in range(len(a)):
+        a[c] = ((m_i + mass[c]) * a[c] + (m_j + mass[c]) * b[c] - mass[c] * between) / (m_i + m_j + mass[c])
+
+
+@jit.jit
+def merge(cost: Any, mass: Any, gone: Any, i: int, j: int, n: int) -> None:
+    """Merges cluster j into i; what stands in row and column j is read no more."""
+    a = cost[i]
+    lance_williams(a, cost[j], mass, mass[i], mass[j], cost[i, j])
+    a[i] = np.inf
+    for c in range(n):
+        cost[c, i] = a[c]
+    gone[j] = np.inf
+    mass[i] += mass[j]
+
+
+@jit.jit
+def rounds_of(
+    cost: Any, mass: Any, want: int, columns: Any, parent: Any, height: Any, turn: Any, gone: Any, least: Any,
+    neighbour: Any, below: Any, made: Any, merged: Any,
+) -> int:  # fmt: skip
+    """Merges until the want-th lowest height is certain; the number of rounds.
+
+    Of a cluster that is merged away, `parent`, `height` and `turn` tell where, at what cost and in which round; `turn`
+    is 0 for the others.
+    """
+    n = len(mass)
+    gone[:] = 0
+    for i in range(n):
+        nearest(cost, i, gone, columns, least, neighbour)
+    parent[:] = -1
+    height[:] = np.inf
+    turn[:] = 0
+    below[:] = 0
+    limit = cost.dtype.type(np.inf)
+    mergers, rounds = 0, 0
+    for _ in range(2 * n):
+        opened, found = False, 0
+        merged[:] = False
+        for i in range(n):
+            if turn[i] == 0 and least[i] < limit:
+                j = neighbour[i]
+                opened = True
+                # Pairs merge in the order of their lower index; what is compared is from before the round.
+                if i < j and neighbour[j] == i and not merged[i] and not merged[j]:
+                    merged[i] = True
+                    merged[j] = True
+                    made[mergers + found] = max(least[i], max(below[i], below[j]))
+                    found += 1
+        if not opened:
+            break
+        if mergers + found >= want:
+            # No merger above the want-th lowest is in the cut, and none below it follows from one above.
+            limit = np.sort(made[: mergers + found])[want - 1]
+        if found > 0:
+            rounds += 1
+            for i in range(n):
+                j = neighbour[i]
+                if merged[i] and i < j and neighbour[j] == i and turn[i] == 0 and turn[j] == 0:
+                    at = max(least[i], max(below[i], below[j]))
+                    if at > limit:
+                        merged[i] = False
+                        merged[j] = False
+                        continue
+                    merge(cost, mass, gone, i, j, n)
+                    parent[j], height[j], turn[j], below[i] = i, at, rounds, at
+                    made[mergers] = at
+                    mergers += 1
+        # A neighbour stays valid unless it merged. Rounding can leave no mutual pair: then look at all rows.
+        for i in range(n):
+            if turn[i] > 0:
+                least[i] = np.inf
+            elif found == 0 or merged[neighbour[i]]:
+                nearest(cost, i, gone, columns, least, neighbour)
+    return rounds
+
+
+@jit.jit
+def cut(
+    parent: Any, height: Any, turn: Any, there: Any, want: int, scale: Any, label: Any, heights: Any
+) -> None:  # fmt: skip
+    """Labels of the clusters that the `want` lowest mergers leave, on equal heights the first; their heights ascending.
+
+    Clusters are numbered by their lowest token, which stands for them: parents are lower than what merged into them.
+    """
+    n = len(label)
+    gone = np.flatnonzero(turn)
+    # First by turn and index, then by height: the second sort keeps the order of the first.
+    gone = gone[np.argsort(turn[gone] * n + gone)]
+    gone = gone[np.argsort(height[gone], kind="mergesort")]
+    for place in range(want, len(gone)):
+        parent[gone[place]] = -1
+    for place in range(min(want, len(gone))):
+        heights[place] = height[gone[place]] * scale
+    count = 0
+    for i in range(n):
+        if len(there) > 0 and not there[i]:
+            label[i] = -1
+        elif parent[i] < 0:
+            label[i] = count
+            count += 1
+        else:
+            label[i] = label[parent[i]]
+
+
+@jit.jit
+def ward(
+    gram: Any, masses: Any, valid: Any, wanted: Any, scales: Any, labels: Any, rounds: Any, heights: Any, first: int,
+    last: int,
+) -> None:  # fmt: skip
+    """`ward_compiled.ward`; valid may be empty."""
+    n = gram.shape[1]
+    columns = np.arange(n, dtype=np.int32)
+    parent, turn, neighbour = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    height, gone, least = np.empty(n, gram.dtype), np.empty(n, gram.dtype), np.empty(n, gram.dtype)
+    below, made = np.empty(n, gram.dtype), np.empty(n, gram.dtype)
+    merged = np.empty(n, np.bool_)
+    everywhere = np.empty(0, np.bool_)
+    for s in range(first, last):
+        labels[s] = 0
+        heights[s] = np.inf
+        rounds[s] = 0
+        if wanted[s] > 0:
+            there = valid[s] if len(valid) > 0 else everywhere
+            start(gram[s], masses[s], there, n)
+            rounds[s] = rounds_of(
+                gram[s], masses[s], wanted[s], columns, parent, height, turn, gone, least, neighbour, below, made,
+                merged,
+            )  # fmt: skip
+            cut(parent, height, turn, there, wanted[s], scales[s], labels[s], heights[s])

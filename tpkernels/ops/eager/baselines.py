@@ -1,0 +1,125 @@
+"""The methods that Token Pooling is compared with, as labels [B, N]: a pruned token has label -1.
+
+All take prepared samples and give a sample `samples.k` clusters or kept tokens, numbered by their lowest token index.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..precision import compute_dtype
+from .hashing import uniform
+from .means import cluster_mean
+from .samples import Samples, canonical_order, renumber, split_in_order, stable_order
+from .starts import highest, labels_of
+
+
+def topk(samples: Samples, k: int) -> Tensor:
+    """Keeps the k tokens of highest weight (PoWER-BERT, Goyal et al., arXiv 2001.08950)."""
+    weight = samples.weight if samples.weight is not None else samples.x.new_ones(samples.x.shape[:2])
+    return _keep_highest(samples, weight, k)
+
+
+def random(samples: Samples, k: int, seed: int) -> Tensor:
+    """Keeps k tokens drawn evenly without replacement, the same places in every sample."""
+    b, n, _ = samples.x.shape
+    noise = _gumbel(n, seed, samples.x.device)
+    return _keep_highest(samples, noise.expand(b, n), k)
+
+
+def importance(samples: Samples, k: int, seed: int) -> Tensor:
+    """Keeps k tokens drawn without replacement, odds proportional to weight (Gumbel top-k, Kool et al., 2019)."""
+    n = samples.x.shape[1]
+    noise = _gumbel(n, seed, samples.x.device)
+    weight = samples.weight if samples.weight is not None else samples.x.new_ones(samples.x.shape[:2])
+    return _keep_highest(samples, weight.double().log() + noise, k)
+
+
+def _gumbel(n: int, seed: int, device: torch.device) -> Tensor:
+    return -(-uniform(n, seed, device).log()).log()
+
+
+def _keep_highest(samples: Samples, score: Tensor, k: int) -> Tensor:
+    if samples.valid is not None:
+        # Below every score, that of a token without weight (log 0) included.
+        score = score.double().clamp(min=torch.finfo(torch.float64).min).masked_fill(~samples.valid, -torch.inf)
+    return labels_of(highest(score, k), score.shape[1], samples.k)
+
+
+def grid(samples: Samples, k: int, grid_size: tuple[int, int] | None) -> Tensor:
+    """Averages over cells of the patch grid: bands of rows, each cut into cells of near-equal width.
+
+    Without a grid (N is no square, or tokens of the sample are masked) its tokens in their order form one row.
+    """
+    n = samples.x.shape[1]
+    side = math.isqrt(n)
+    if grid_size is None:
+        grid_size = (side, side) if side * side == n else (1, n)
+    height, width = grid_size
+    strip = split_in_order(samples)
+    if height == 1 or k >= n:
+        return strip
+    bands = _bands(height, width, k)
+    cells = [(j + 1) * k // bands - j * k // bands for j in range(bands)]
+    first = torch.tensor([j * k // bands for j in range(bands)], device=samples.x.device)
+    index = torch.arange(n, device=samples.x.device)
+    band = index // width * bands // height
+    cell = index % width * torch.tensor(cells, device=samples.x.device)[band] // width
+    # A sample with padding has no grid.
+    return torch.where((samples.n_valid == n)[:, None], first[band] + cell, strip)
+
+
+def _bands(height: int, width: int, k: int) -> int:
+    """The number of bands nearest to `sqrt(k height / width)` whose cells all hold a token."""
+    ideal = math.sqrt(k * height / width)
+    return min(range(-(-k // width), min(height, k) + 1), key=lambda bands: (abs(bands - ideal), bands))
+
+
+def bipartite(samples: Samples, k: int, metric: Tensor | None) -> Tensor:
+    """Bipartite soft matching (ToMe, Bolya et al., arXiv 2210.09461), repeated until k clusters are left.
+
+    Tokens at even places are sources, at odd places destinations; each source finds its most similar destination
+    (cosine of `metric`, the tokens themselves where None) and the sources of highest similarity merge. Merged tokens
+    are means by weight, which are the tokens' sizes here.
+    """
+    x = samples.x
+    n = x.shape[1]
+    # Cosines are of the tokens as they came: without their mean they would mean something else.
+    metric = x + samples.offset if metric is None else metric
+    metric = torch.where(samples.finite[:, None, None], metric.to(compute_dtype(x)), 0)
+    if samples.valid is not None:
+        metric = metric.masked_fill(~samples.valid[..., None], 0)
+    label = samples.rank if samples.valid is None else samples.rank.masked_fill(~samples.valid, -1)
+    most, left = n, samples.n_valid
+    while most > k:
+        # At least half of the surplus over half the tokens goes in each pass: the number of passes depends on shapes.
+        mean = cluster_mean(metric, label, most, samples.weight)
+        matched, left = _match(mean, left, samples.k)
+        label = torch.where(label < 0, label, matched.gather(1, label.clamp(min=0)))
+        most = max(k, most - (most + 1) // 2)
+        order = canonical_order(label, n)
+        label = renumber(label, order)
+    return label
+
+
+def _match(mean: Tensor, count: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """One matching of the first count[b] of mean [B, M, D]: the new label of each place, and how many are left."""
+    m = mean.shape[1]
+    sources = (m + 1) // 2
+    unit = torch.nn.functional.normalize(mean, dim=-1)
+    place = torch.arange(m, device=mean.device)
+    absent = place >= count[:, None]
+    score = torch.bmm(unit[:, ::2], unit[:, 1::2].mT)
+    score = score.masked_fill(absent[:, 1::2][:, None, :], -torch.inf)
+    best, target = score.max(2)
+    best = best.masked_fill(absent[:, ::2], -torch.inf)
+    merges = torch.minimum(count - k, torch.where(count > 1, (count + 1) // 2, 0)).clamp(min=0)
+    ranking = stable_order(best, descending=True)
+    first = torch.arange(sources, device=mean.device) < merges[:, None]
+    merged = torch.zeros_like(first).scatter(1, ranking, first)
+    moved = torch.where(merged, 2 * target + 1, place[::2])
+    label = torch.where(place % 2 == 0, moved.repeat_interleave(2, 1)[:, :m], place)
+    return label, count - merges

@@ -1,0 +1,1 @@
+"""The operations as launches of the Triton kernels, and what launchers ask of a device."""

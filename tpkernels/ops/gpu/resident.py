@@ -1,0 +1,190 @@
+"""Launches of the resident kernels: one for a batch, three where few large samples would leave processors idle.
+
+Triton is imported at the first launch, on the tensor's own device and stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import interpreting
+from . import tuning
+from .launch import Results, on_device, power_of_two, strides
+from .limits import Limits, limits_of
+from .resident_tiles import ResidentConfig, resident_config
+
+# What the resident programs may hold together, whatever the batch.
+SCRATCH_BYTES = 256 << 20
+# Up to this width a sample's matrix is small enough that one program makes, clusters and pools it.
+ONE_LAUNCH_WIDTH = 256
+
+
+def precision() -> str:
+    """How `tl.dot` takes float32 factors: split in three, since tokens without their mean no longer fit into tf32."""
+    return "ieee" if torch.version.hip is not None else "tf32x3"
+
+
+def config_of(x: Tensor, k: int, method: str, ward: bool = False) -> ResidentConfig:
+    """The tuned configuration for x [B, N, D] and K clusters where there is one, else the heuristic.
+
+    Args:
+        ward: whether Ward's rounds run, as the method or as the start.
+    """
+    n = x.shape[1]
+    found = tuning.lookup(tuning.resident_key(n, k, x.shape[2], x.dtype, method), x.device)
+    if found is not None:
+        return ResidentConfig(**found)
+    return resident_config(n, k, x.dtype, limits_of(x.device), ward=ward, interpreted=not x.is_cuda)
+
+
+def programs(batch: int, scratch: int, matrices: int, config: ResidentConfig, limits: Limits) -> int:
+    """Programs that take the samples by turns: as many as run at once, and whose matrices stay in the L2 cache.
+
+    Args:
+        scratch, matrices: bytes that a program writes in all, and those of them that are N x N.
+    """
+    most = config.per_processor * limits.processors
+    cached = max(limits.processors, limits.l2_bytes // matrices)
+    return max(1, min(batch, most, cached, SCRATCH_BYTES // scratch))
+
+
+def splits(batch: int, n: int, scratch: int, limits: Limits) -> bool:
+    """Whether three launches take the batch, so that several programs share a sample."""
+    small = batch <= 2 * limits.processors and batch * scratch <= SCRATCH_BYTES
+    return power_of_two(n, 16) > ONE_LAUNCH_WIDTH and small
+
+
+def launches(batch: int, n: int, scratch: int, limits: Limits) -> int:
+    """Kernel launches that a batch takes: none, one or three."""
+    return 0 if 0 in (batch, n) else 3 if splits(batch, n, scratch, limits) else 1
+
+
+def cluster(
+    x: Tensor,
+    weight: Tensor | None,
+    pool_weight: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    k: int,
+    method: str,
+    init: str,
+    output: str,
+    max_iter: int,
+) -> Results:
+    """`kernels.resident`; arguments and results are those of `ops.cluster.cluster`."""
+    from ...kernels import sample, starts, tokens
+
+    b, n, d = x.shape
+    gathers = output == "medoid" or (method == "kmedoids" and output == "center")
+    has_medoids = method == "kmedoids" or output == "medoid"
+    out = x.new_empty(b, k, d)
+    assignment = torch.empty(b, n, dtype=torch.int64, device=x.device)
+    source, n_iter = torch.empty_like(assignment), assignment.new_empty(b)
+    found = assignment.new_empty(b, k if has_medoids else 0)
+    loss = torch.empty(b if output == "center" else 0, dtype=torch.float32, device=x.device)
+    heights = loss.new_empty(b, max(n - 1, 0) if method == "ward" else 0)
+    total = loss.new_empty(b, k)
+    results = out, source, assignment, found, loss, n_iter, heights, total
+    if 0 in (b, n):
+        n_iter.zero_()
+        loss.zero_()
+        return results
+    # A gathered token is not weighed.
+    pool_weight = None if gathers else pool_weight
+    flags = None if mask is None else mask.view(torch.uint8)
+    ward = "ward" in (method, init)
+    limits, config = limits_of(x.device), config_of(x, k, method, ward)
+    codes: dict[str, Any] = {
+        "ward": sample.WARD, "kmeans": sample.MEANS, "kmedoids": sample.MEDOIDS,
+        "center": sample.CENTER, "mean": sample.MEAN, "medoid": sample.MEDOID,
+    }  # fmt: skip
+    begins = {
+        "given": starts.GIVEN, "topk": starts.TOPK, "strided": starts.STRIDED,
+        "farthest": starts.FARTHEST, "ward": starts.WARD,
+    }  # fmt: skip
+    half = x.dtype != torch.float32
+    width, slots = power_of_two(n, 16), power_of_two(k, 16)
+    line = -(-n // 16) * 16
+    second = output != "mean" if method == "ward" else init == "ward"
+    matrices = (1 + second) * n * line
+    floats = 11 * width + 2 * slots + -(-d // 16) * 16 + matrices
+    floats += k * line if method == "kmeans" else 0
+    floats = -(-floats // 16) * 16
+    ints = (11 + max_iter) * width + 5 * slots + 16
+    scratch = 4 * (floats + ints)
+    split = splits(b, n, scratch, limits)
+    count = b if split else programs(b, scratch, 4 * matrices, config, limits)
+    room = torch.empty(count * floats, dtype=torch.float32, device=x.device)
+    counters = torch.empty(count * ints, dtype=torch.int32, device=x.device)
+
+    fills = (
+        x, weight if weight is not None else x, pool_weight if pool_weight is not None else x,
+        flags if flags is not None else x, start if start is not None else x,
+    )  # fmt: skip
+    outs = assignment, source, found, _any(loss, total), n_iter, _any(heights, total), total
+    steps = *strides(weight, 2), *strides(pool_weight, 2), *strides(flags, 2), *strides(start, 2)
+    tiles = {
+        "NP": width, "KP": slots, "T": config.tile, "BD": config.block_d, "MASKED": mask is not None,
+        "FACTORS": (tokens.EXACT if half else tokens.FULL).value, "PRECISION": precision(), "WIDEN": interpreting(),
+    }  # fmt: skip
+    kinds = {
+        "METHOD": codes[method].value, "INIT": begins[init if method != "ward" else "topk"].value,
+        "OUTPUT": codes[output].value, "WEIGHTED": weight is not None, "POOL_WEIGHTED": pool_weight is not None,
+        "R": config.rows, "S": config.segment, "P": config.pooled,
+    }  # fmt: skip
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if x.is_cuda and config.registers:
+        # Left alone, ptxas spills some registers to fit in one program more.
+        options["maxnreg"] = config.registers
+    if x.is_cuda and ward:
+        # A fused multiply-add rounds a distance and its mirror image differently, and Ward needs them equal.
+        options["enable_fp_fusion"] = False
+    sizes = n, d, k, max_iter, line, floats, ints
+    with on_device(x):
+        if split:
+            _three(fills, out, outs, room, counters, sizes, steps, tiles, kinds, options)
+        else:
+            from ...kernels.resident import resident_kernel
+
+            resident_kernel[(count,)](
+                *fills, out, *outs, room, counters, b, *sizes, *x.stride(), *steps, **tiles, **kinds, **options
+            )
+    return results
+
+
+def _any(tensor: Tensor, stand_in: Tensor) -> Tensor:
+    """A kernel writes what it was asked for and nothing else, but takes a pointer for all."""
+    return tensor if tensor.numel() else stand_in
+
+
+def _three(
+    fills: tuple[Tensor, ...],
+    out: Tensor,
+    outs: tuple[Tensor, ...],
+    room: Tensor,
+    counters: Tensor,
+    sizes: tuple[int, ...],
+    steps: tuple[int, ...],
+    tiles: dict[str, Any],
+    kinds: dict[str, Any],
+    options: dict[str, int],
+) -> None:
+    """The three launches: a program for each tile of the Gram matrices, each sample, each block of channels."""
+    from ...kernels.resident import cluster_kernel, gram_kernel, pool_kernel
+
+    x, flags = fills[0], fills[3]
+    b = x.shape[0]
+    n, d, k, _, line, floats, ints = sizes
+    side = -(-n // tiles["T"])
+    gram_kernel[(b * side * side,)](
+        x, flags, room, counters, n, d, line, floats, ints, *x.stride(), *steps[4:6], **tiles, **options
+    )
+    cluster_kernel[(b,)](*fills, *outs, room, counters, *sizes, *x.stride(), *steps, **tiles, **kinds, **options)
+    pool_kernel[(b * -(-d // kinds["P"]),)](
+        x, out, room, counters, n, d, k, floats, ints, *x.stride(),
+        **{name: tiles[name] for name in ("NP", "KP", "PRECISION")},
+        **{name: kinds[name] for name in ("S", "P", "METHOD", "OUTPUT")}, **options,
+    )  # fmt: skip

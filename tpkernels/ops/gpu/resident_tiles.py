@@ -1,0 +1,103 @@
+"""How the resident kernels are launched: block sizes and warps from a problem's shape and a device's limits.
+
+Nothing here depends on the batch: a sample's numbers are the same whatever batch it is in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .launch import power_of_two
+from .limits import Limits
+
+# Shared memory of devices whose tensor cores read both factors from it.
+LARGE_SHARED = 200 << 10
+# A thread's registers are handed out in eights, and an instruction can name so many.
+REGISTER_UNIT, MOST_REGISTERS = 8, 255
+
+
+class ResidentConfig(NamedTuple):
+    """tile, block_d: rows and channels of a tile of the Gram matrix; rows: rows of N x N held at a time;
+    segment, pooled: sorted tokens and channels averaged at a time; num_warps, num_stages: Triton's; per_processor:
+    programs on one; registers: of a thread at most, 0 where the compiler chooses."""
+
+    tile: int
+    block_d: int
+    rows: int
+    segment: int
+    pooled: int
+    num_warps: int
+    num_stages: int
+    per_processor: int
+    registers: int
+
+    def shared_bytes(self, element: int) -> int:
+        """Shared memory that the tiles of the Gram matrix may take, in a type of so many bytes."""
+        return self.num_stages * 2 * self.tile * self.block_d * element + self.tile * self.tile * 4
+
+    def held_registers(self, warp: int) -> int:
+        """Registers that a program of warps of so many lanes may hold."""
+        return program_registers(self.registers, self.num_warps, warp)
+
+
+def program_registers(registers: int, num_warps: int, warp: int) -> int:
+    """What a program takes of a multiprocessor's registers, with so many a thread and lanes a warp."""
+    return -(-registers // REGISTER_UNIT) * REGISTER_UNIT * num_warps * warp
+
+
+def thread_registers(num_warps: int, per_processor: int, limits: Limits) -> int:
+    """All registers that a thread may have where so many programs share a multiprocessor; 0 where none are counted."""
+    share = limits.registers // (num_warps * limits.warp * per_processor)
+    return min(MOST_REGISTERS, share // REGISTER_UNIT * REGISTER_UNIT)
+
+
+def resident_config(
+    n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool = False, interpreted: bool = False
+) -> ResidentConfig:
+    """The configuration for N tokens and K clusters; ward: whether Ward's rounds run, as the method or the start."""
+    width = power_of_two(n, 16)
+    if interpreted:
+        # The interpreter pays for every operation, not for what it holds.
+        return ResidentConfig(min(64, width), 64, max(2, min(width, 16384 // width)), 16, 64, 4, 1, 2, 0)
+    return candidates(n, k, dtype, limits, ward=ward)[0]
+
+
+def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool = False) -> list[ResidentConfig]:
+    """Configurations that fit the device, the heuristic choice first: what autotuning measures."""
+    width = power_of_two(n, 16)
+    element = torch.empty(0, dtype=dtype).element_size()
+    large = limits.shared_bytes >= LARGE_SHARED
+    channels = (64 if large else 32) * 2 // element
+    if width < 128:
+        # Small samples give many lanes nothing to do, and make code that is as long.
+        shapes = [(4, 2048, 32, channels // 2, 2), (2, 1024, 32, channels // 2, 4), (4, 2048, 64, channels // 2, 2)]
+    elif limits.warp > 32:
+        shapes = [(4, 4096, 64, channels, 1), (4, 2048, 64, channels, 1), (8, 4096, 64, channels, 1)]
+    else:
+        shapes = [
+            (8, 4096, 64, channels, 1),
+            (4, 2048, 64, channels, 2),
+            (8, 2048, 64, channels, 1),
+            (4, 1024, 64, channels, 2),
+            (4, 2048, 32, channels, 2),
+            (8, 4096, 128, channels, 1),
+            (8, 8192, 64, channels, 1),
+            (16, 8192, 64, channels, 1),
+            (8, 4096, 64, channels // 2, 1),
+        ]
+    found = []
+    for warps, held, tile, block_d, per_processor in shapes:
+        # Ward's rows need four old distances for each new one; with more at a time Triton 3.6 spills.
+        halved = 2 if ward and width >= 128 and limits.warp == 32 else 1
+        rows = max(2, min(width, held // width // halved))
+        config = ResidentConfig(
+            min(tile, width), max(16, block_d), rows, 16, held // (16 if large else 64), warps, 2, per_processor,
+            thread_registers(warps, per_processor, limits),
+        )  # fmt: skip
+        if config.shared_bytes(element) * per_processor <= limits.shared_bytes and config not in found:
+            found.append(config)
+    return found or [
+        ResidentConfig(16, 16, max(2, min(width, 1024 // width)), 16, 64, 4, 1, 1, thread_registers(4, 1, limits))
+    ]

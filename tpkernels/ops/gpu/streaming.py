@@ -1,0 +1,272 @@
+"""K-Means and K-Medoids of many tokens on the GPU: a fixed number of launches per iteration, nothing of N x K.
+
+An iteration is one pass of `kernels.streaming` for the nearest centres, a sort of the tokens by cluster, and the means
+of the segments; K-Medoids then looks for the members nearest to them. Which samples still move is known on the device
+alone: launches pass over those that stand still, and nobody waits to ask.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..eager.means import gather_tokens, source_of
+from ..eager.samples import Samples, canonical_order, prepare, renumber, segment_min, settle
+from ..eager.starts import start_labels
+from .launch import Results, on_device, power_of_two, strides
+from .limits import Limits, limits_of
+from .means import cluster_mean, keys_of, labels_of, mean_config, segment_means, sort_by_cluster, token_tile
+
+# Tiles of the assignment: tokens, centres, warps, stages of loads in flight. The first that fits is taken. Large ones
+# are for devices whose tensor cores read both factors from shared memory, of which they have more than this.
+LARGE_SHARED = 200 << 10
+LARGE_TILES = ((128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 64, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))
+SMALL_TILES = ((128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), *LARGE_TILES[-2:])
+
+
+def padded_width(d: int) -> int:
+    """Channels that a row of halves has room for: a multiple of the tiles' channels, so that no load needs a mask."""
+    return power_of_two(d, 16, 128) if d <= 128 else -(-d // 64) * 64
+
+
+def assign_config(b: int, n: int, k: int, d: int, limits: Limits) -> dict[str, int | bool]:
+    """Tiles of the assignment by the shared memory and the processors of a device, without spills on any."""
+    width = padded_width(d)
+    large, hold = limits.shared_bytes >= LARGE_SHARED, d <= 128
+    step = width if hold else 64 if large else 32
+    most_n, most_k = power_of_two(n, 16, 128), power_of_two(k, 16, 128)
+    tiles = [tile for tile in (LARGE_TILES if large else SMALL_TILES) if tile[0] <= most_n and tile[1] <= most_k]
+    chosen = tiles[-1]
+    for tile in tiles:
+        bn, bk, _, stages = tile
+        # Wavefronts of 64 lanes keep the newest tile in registers.
+        stages -= limits.warp == 64
+        # Both halves, of two bytes. Small devices hold tokens in registers and have one half pass by.
+        need = 4 * step * ((bn if large else bn / 2) + stages * bk if hold else stages * (bn + bk))
+        # Some compilers keep most of another stage of a wide loop in shared memory.
+        need *= 1 if hold else 1.25
+        too_wide = hold and not large and step > 64 and bn + bk > 192
+        idle = bn > 64 and b * -(-n // bn) < limits.processors
+        if need <= limits.shared_bytes and not too_wide and not idle:
+            chosen = tile
+            break
+    bn, bk, warps, stages = chosen
+    return {"BN": bn, "BK": bk, "BD": step, "HOLD": hold, "num_warps": warps, "num_stages": stages}
+
+
+class _Search:
+    """Medoids of the clusters that keys name, and the buffers that finding them takes."""
+
+    def __init__(self, x: Tensor, weight: Tensor | None, offset: Tensor, k: int) -> None:
+        b, n, d = x.shape
+        self.x, self.weight, self.offset, self.k = x, weight, offset, k
+        self.mean = torch.empty(b, k, d, dtype=torch.float32, device=x.device)
+        self.cost = torch.empty(b, n, dtype=torch.float32, device=x.device)
+        self.least = torch.empty(b, k, dtype=torch.int32, device=x.device)
+        # N says that there is none.
+        self.medoid = torch.full((b, k), n, dtype=torch.int32, device=x.device)
+
+    def run(self, key: Tensor, moving: Tensor) -> None:
+        """Finds the medoids [B, K] of samples that move; clusters without members keep theirs."""
+        from ...kernels.members import medoid_kernel
+        from ...kernels.segments import MEDOIDS
+
+        x, k = self.x, self.k
+        b, n, _ = x.shape
+        segment_means(
+            x, self.weight, self.offset, moving, sort_by_cluster(key, k), MEDOIDS.value, self.mean,
+            least=self.least, medoid=self.medoid,
+        )  # fmt: skip
+        _member_costs(x, self.mean, key, self.cost, self.offset, moving, self.least)
+        tile = power_of_two(n, 16, 256)
+        with on_device(x):
+            medoid_kernel[(b * -(-n // tile),)](
+                key, self.cost, self.least, moving, self.medoid, n, k, T=tile, num_warps=4
+            )
+
+
+def _member_costs(
+    x: Tensor,
+    centre: Tensor,
+    label: Tensor,
+    cost: Tensor,
+    offset: Tensor | None = None,
+    moving: Tensor | None = None,
+    least: Tensor | None = None,
+) -> None:
+    """Squared distances of tokens [B, N, D] to their clusters' centres [B, K, D], written to cost [B, N].
+
+    With moving, label holds keys, the centres lack the offset, and least [B, K] takes the bits of each cluster's least.
+    """
+    from ...kernels.members import member_cost_kernel
+
+    b, n, d = x.shape
+    race = moving is not None
+    off, gate, bits = (tensor if tensor is not None else cost for tensor in (offset, moving, least))
+    tile, block_d = token_tile(n, d, x.is_cuda)
+    with on_device(x):
+        member_cost_kernel[(b * -(-n // tile),)](
+            x, off, centre, label, gate, cost, bits, n, d, centre.shape[1], *x.stride(), *label.stride(),
+            T=tile, BD=block_d, RACE=race, num_warps=4,
+        )  # fmt: skip
+
+
+class _Loop:
+    """The state of a batch between launches.
+
+    moving [max_iter + 2, B] int32: whether a sample moved in the assignment before turn t; turn t looks at row t.
+    keys: two times [B, N], the newest first; what stands still is the same in both.
+    """
+
+    def __init__(
+        self, x: Tensor, samples: Samples, mask: Tensor | None, start: Tensor, k: int, medoids: bool, max_iter: int
+    ) -> None:
+        from ...kernels.streaming import split_tokens_kernel
+
+        b, n, d = x.shape
+        self.x, self.k, self.weight = x, k, samples.weight
+        self.mask = None if mask is None else mask.view(torch.uint8)
+        self.offset = samples.offset.reshape(b, d)
+        self.width = padded_width(d)
+        self.config = assign_config(b, n, k, d, limits_of(x.device))
+        self.keys = [keys_of(start, k)]
+        self.keys.append(self.keys[0].clone())
+        self.moving = torch.zeros(max_iter + 2, b, dtype=torch.int32, device=x.device)
+        self.moving[0] = ~samples.plain
+        # A power of two that brings the largest coordinate to 2^14 .. 2^15: halves have 22 bits there.
+        largest = torch.linalg.vector_norm(samples.x, torch.inf, dim=(1, 2))
+        power = (15 - torch.frexp(largest).exponent).clamp(-120, 120)
+        self.factor = torch.ldexp(torch.ones_like(largest), power)
+        self.tokens = torch.empty(2, b, n, self.width, dtype=torch.float16, device=x.device)
+        self.centres = torch.zeros(2, b, k, self.width, dtype=torch.float16, device=x.device)
+        self.parts = 1 if medoids else -(-d // mean_config(n, k, d, x.is_cuda)["BD"])
+        # A slot that no token starts has the sample's mean, as a K-Means centre, and no place as a medoid.
+        self.norm = torch.full((self.parts, b, k), torch.inf if medoids else 0.0, device=x.device)
+        self.search = _Search(x, samples.weight, self.offset, k) if medoids else None
+        tile, block_d = token_tile(n, self.width, x.is_cuda)
+        with on_device(x):
+            split_tokens_kernel[(b * -(-n // tile),)](
+                x, self.offset, self.factor, *self.tokens, n, d, self.width, *x.stride(),
+                T=tile, BD=block_d, num_warps=4,
+            )  # fmt: skip
+
+    def run(self, max_iter: int) -> None:
+        self.update(0)
+        for turn in range(max_iter):
+            self.assign(turn)
+            self.update(turn + 1)
+        self.assign(max_iter)
+
+    def assign(self, turn: int) -> None:
+        """Every token of a moving sample goes to its nearest centre; one launch."""
+        from ...kernels.streaming import assign_kernel
+
+        b, n, _ = self.x.shape
+        config = self.config
+        medoid = self.keys[0] if self.search is None else self.search.medoid
+        with on_device(self.x):
+            assign_kernel[(b * -(-n // int(config["BN"])),)](
+                *self.tokens, *self.centres, self.norm, self.mask if self.mask is not None else self.keys[0],
+                medoid, *self.keys, self.moving[turn], self.moving[turn + 1],
+                n, self.k, self.width, self.parts, b * self.k, int(turn == 0), *strides(self.mask, 2),
+                MASKED=self.mask is not None, MEDOIDS=self.search is not None, **config,
+            )  # fmt: skip
+        self.keys.reverse()
+
+    def update(self, turn: int) -> None:
+        """Every centre of a moving sample goes to the place that is best for its members."""
+        from ...kernels.members import medoid_centres_kernel
+        from ...kernels.segments import CENTRES
+
+        key, moving = self.keys[0], self.moving[turn]
+        if self.search is None:
+            segments = sort_by_cluster(key, self.k)
+            segment_means(
+                self.x, self.weight, self.offset, moving, segments, CENTRES.value, self.centres[0],
+                low=self.centres[1], norm=self.norm, factor=self.factor,
+            )  # fmt: skip
+            return
+        self.search.run(key, moving)
+        b, n, _ = self.x.shape
+        tile, block_d = token_tile(self.k, self.width, self.x.is_cuda)
+        with on_device(self.x):
+            medoid_centres_kernel[(b * -(-self.k // tile),)](
+                *self.tokens, self.search.medoid, moving, *self.centres, self.norm, n, self.k, self.width,
+                S=tile, BD=block_d, num_warps=4,
+            )  # fmt: skip
+
+    def centre(self) -> Tensor:
+        """The centres [B, K, D] in float32, without the offset."""
+        high, low = self.centres.float()
+        return ((high + low) / self.factor[:, None, None])[..., : self.x.shape[2]]
+
+
+def cluster(
+    x: Tensor,
+    weight: Tensor | None,
+    pool_weight: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    k: int,
+    method: str,
+    init: str,
+    output: str,
+    max_iter: int,
+) -> Results:
+    """Arguments and results of `ops.cluster.cluster` for K-Means and K-Medoids with k <= N; and `total` [B, K].
+
+    total is what the gradient divides by, see `segments.cluster_mean`: 1 for a token that is gathered.
+    """
+    b, n, d = x.shape
+    has_medoids = method == "kmedoids" or output == "medoid"
+    gathers = output == "medoid" or (output == "center" and method == "kmedoids")
+    samples = prepare(x, weight, mask, k)
+    heights = samples.scale.new_empty(b, 0)
+    if 0 in (b, n):
+        label, none = samples.rank.clone(), samples.rank.new_empty(b, k if has_medoids else 0)
+        loss = heights.new_zeros(b if output == "center" else 0)
+        total = heights.new_zeros(b, k)
+        return x.new_empty(b, k, d), label.clone(), label, none, loss, label.sum(1), heights, total
+
+    loop = _Loop(x, samples, mask, start_labels(samples, k, init, start), k, method == "kmedoids", max_iter)
+    # The centred copy of the tokens has served.
+    samples = samples._replace(x=samples.x[:, :0])
+    loop.run(max_iter)
+
+    n_iter = loop.moving[1 : max_iter + 1].sum(0)
+    label, source = (labels_of(key, k) for key in loop.keys)
+    order = canonical_order(label, k)
+    label = settle(samples, renumber(label, order))
+    source = torch.where(samples.plain[:, None], label, renumber(source, order))
+
+    medoids: Tensor | None = None
+    if has_medoids:
+        search = loop.search
+        if search is not None:
+            medoids = search.medoid.long().gather(1, order)
+        else:
+            search = _Search(x, samples.weight, loop.offset, k)
+            search.run(keys_of(label, k), loop.moving[0])
+            medoids = search.medoid.long()
+        index = torch.arange(n, device=x.device).expand_as(label)
+        medoids = torch.where(samples.plain[:, None], segment_min(index, label, k, n), medoids)
+        medoids = torch.where(medoids == n, -1, medoids)
+    if medoids is not None and gathers:
+        source = source_of(label, medoids)
+        tokens, total = gather_tokens(x, medoids), (medoids >= 0).float()
+    else:
+        source = label if output == "mean" else source
+        tokens, total = cluster_mean(x, source, k, pool_weight)
+        if output == "center":
+            # A cluster that lost its members keeps its centre; the padding of short samples stays zero.
+            lost = (total == 0) & (torch.arange(k, device=x.device) < samples.k[:, None])
+            kept = loop.centre().gather(1, order[..., None].expand(b, k, d)) + samples.offset
+            tokens = torch.where(lost[..., None], kept.to(x.dtype), tokens)
+    cost = samples.scale.new_empty(b, n if output == "center" else 0)
+    if output == "center":
+        _member_costs(x, tokens, label, cost)
+        cost = cost if weight is None else cost * torch.where(label >= 0, weight.float(), 0)
+    loss = cost.sum(1) if output == "center" else cost.new_empty(0)
+    found = label.new_empty(b, 0) if medoids is None else medoids.contiguous()
+    source = source.clone() if source is label else source.contiguous()
+    return tokens, source, label, found, loss, n_iter, heights, total
