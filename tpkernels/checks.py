@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .ops.backends import BACKENDS, choose_backend, why_not_triton
-from .ops.cpu.jit import may_look
+from .names import BACKENDS, INITS, REFINEMENTS, WARD_TOKENS
+from .ops.backends import choose_backend, why_not_triton
+from .ops.context import may_look
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -172,6 +173,33 @@ def one_of(name: str, value: object, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def resolve_init(init: str | Tensor, n: int) -> str:
+    """The start that `init` means for n tokens: "auto" is Ward up to 4,096 tokens, farthest-first above."""
+    if isinstance(init, Tensor):
+        return "given"
+    one_of("init", init, INITS)
+    return init if init != "auto" else "ward" if n <= WARD_TOKENS else "farthest"
+
+
+def resolve_refine(refine: str | None, n: int) -> bool:
+    """Whether K-Medoids of n tokens is refined by swaps."""
+    if refine is None:
+        return False
+    one_of("refine", refine, REFINEMENTS)
+    if n > WARD_TOKENS:
+        raise ValueError(f'refine="swap" takes up to {WARD_TOKENS} tokens a sample, got {n}')
+    return True
+
+
+def ward_fits(n: int) -> None:
+    """Raises ValueError where N tokens are too many for Ward's N x N costs."""
+    if n > WARD_TOKENS:
+        raise ValueError(
+            f'Ward takes up to {WARD_TOKENS} tokens a sample, got {n}; use kmeans or kmedoids with init="farthest", '
+            f'"topk" or "strided"'
+        )
 
 
 def init_indices(value: Tensor, x: Tensor, k: int, valid: Tensor | None) -> None:

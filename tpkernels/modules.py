@@ -9,19 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .functional import resolve_init, resolve_refine, ward_fits
-from .ops.backends import BACKENDS, CLUSTERERS
-from .ops.dispatch import cluster, cluster_mean
+from .names import BACKENDS, CLUSTERERS, METHODS, OUTPUTS
+from .ops.backends import torch_primitives
+from .ops.cluster import cluster
+from .ops.cluster_mean import cluster_mean
+from .ops.context import full_precision
 from .ops.eager import baselines
 from .ops.eager.distances import objective
-from .ops.eager.samples import prepare, segment_sum, settle
+from .ops.eager.samples import override_plain, prepare_uncentered
+from .ops.eager.segments import segment_sum
 from .ops.eager.starts import highest
-from .ops.precision import full_precision
+from .ops.problem import Spec, Tensors
 from .schedule.keep import tokens_kept
-
-PRUNERS = ("topk", "importance", "random")
-METHODS = (*CLUSTERERS, *PRUNERS, "grid", "bipartite")
-OUTPUTS = ("mean", "medoid")
 
 
 class PoolInfo(NamedTuple):
@@ -78,7 +77,7 @@ class TokenPool(nn.Module):
         method: "ward", "kmeans", "kmedoids", or a baseline: "topk" (PoWER-BERT), "importance", "random", "grid",
             "bipartite" (ToMe).
         init: start of kmeans and kmedoids, as in `tpkernels.kmeans`. The paper's is "topk".
-        output: "mean" (members averaged by their sizes) or "medoid" (the member nearest to the centre). Pruning methods
+        output: "mean" (members averaged by their sizes) or "medoid" (the member nearest to the center). Pruning methods
             return the tokens they keep.
         max_iter: updates of kmeans and kmedoids.
         refine: "swap" refines kmedoids by swaps, as in `tpkernels.kmedoids`; None for no other method.
@@ -111,10 +110,10 @@ class TokenPool(nn.Module):
         super().__init__()
         tokens_kept(keep, 1)
         checks.one_of("method", method, METHODS)
-        resolve_init(init, 0)
+        checks.resolve_init(init, 0)
         checks.one_of("output", output, OUTPUTS)
         checks.count("max_iter", max_iter, 0)
-        if resolve_refine(refine, 0) and method != "kmedoids":
+        if checks.resolve_refine(refine, 0) and method != "kmedoids":
             raise ValueError(f"refine must be None for method {method!r}, only kmedoids is refined; got {refine!r}")
         checks.flag("weighted", weighted)
         checks.count("num_prefix_tokens", num_prefix_tokens, 0)
@@ -280,10 +279,10 @@ class TokenPool(nn.Module):
             tokens, total = cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean"))
             return Pooling(tokens, _summed(total, size), label, None, None)
         n = x.shape[1]
-        init = resolve_init(self.init, n)
+        init = checks.resolve_init(self.init, n)
         if "ward" in (self.method, init):
-            ward_fits(n)
-        swaps = resolve_refine(self.refine, n)
+            checks.ward_fits(n)
+        swaps = checks.resolve_refine(self.refine, n)
         chosen = checks.backend(self.backend, x, "swap" if swaps else self.method)
         start = None
         weight = self._weight(score, size)
@@ -293,11 +292,11 @@ class TokenPool(nn.Module):
             score = score if mask is None else score.masked_fill(~mask, -torch.inf)
             start, init = highest(score, min(k, n)), "given"
         mass = None if weight is None else weight.detach()
-        tokens, _, label, medoids, _, n_iter, _, total = cluster(
-            x, mass, size, mask, start, k, self.method, init, self.output, self.max_iter, chosen, swaps
-        )
-        summed = _summed(total, size) if self.output == "mean" else None
-        return Pooling(tokens, summed, label, medoids if medoids.shape[1] else None, n_iter)
+        spec = Spec(k, self.method, init, self.output, self.max_iter, swaps)
+        found = cluster(Tensors(x, mass, size, mask, start), spec, chosen)
+        summed = _summed(found.total, size) if self.output == "mean" else None
+        medoids = found.medoids if found.medoids.shape[1] else None
+        return Pooling(found.tokens, summed, found.assignment, medoids, found.n_iter)
 
     def _baseline(
         self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int
@@ -306,16 +305,20 @@ class TokenPool(nn.Module):
         k = min(k, x.shape[1])
         x = x.detach()
         weight = {"topk": score, "importance": score, "bipartite": size}.get(self.method)
-        # Matching without a metric of its own is the only one that computes with the tokens.
-        samples = prepare(x, weight, mask, k, centred=self.method == "bipartite" and metric is None)
-        if self.method == "grid":
-            return settle(samples, baselines.grid(samples, k, self.grid_size))
         if self.method == "bipartite":
-            return settle(samples, baselines.bipartite(samples, k, None if metric is None else metric.detach()))
+            primitives = torch_primitives(x)
+            # Matching without a metric of its own computes with the tokens.
+            prepare = primitives.prepare if metric is None else prepare_uncentered
+            samples = prepare(x, weight, mask, k)
+            metric = None if metric is None else metric.detach()
+            return override_plain(samples, baselines.bipartite(samples, k, metric, primitives.mean))
+        samples = prepare_uncentered(x, weight, mask, k)
+        if self.method == "grid":
+            return override_plain(samples, baselines.grid(samples, k, self.grid_size))
         if self.method == "topk":
             label = baselines.topk(samples, k)
         elif self.method == "importance":
             label = baselines.importance(samples, k, self.seed)
         else:
             label = baselines.random(samples, k, self.seed)
-        return settle(samples, label)
+        return override_plain(samples, label)

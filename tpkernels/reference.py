@@ -1,6 +1,6 @@
 """Token Pooling in float64 and plain loops, one sample at a time: the specification, never a fallback.
 
-Tokens x [N, D], weights w [N] >= 0 (1 where not given), K clusters with centres c. Every clusterer lowers the
+Tokens x [N, D], weights w [N] >= 0 (1 where not given), K clusters with centers c. Every clusterer lowers the
 asymmetric Chamfer divergence of Marin et al. (Token Pooling in Vision Transformers, arXiv 2110.03860):
 
     L = sum_i w_i min_k ||x_i - c_k||^2
@@ -63,13 +63,13 @@ def pairwise_sqdist(x: Tensor, y: Maybe = None) -> Tensor:
 
 
 def assign_tokens(x: Tensor, centers: Tensor) -> Tensor:
-    """Label [N] of each token x [N, D]: its nearest centre of [K, D], argmin_s ||x_i - c_s||^2."""
+    """Label [N] of each token x [N, D]: its nearest center of [K, D], argmin_s ||x_i - c_s||^2."""
     rows = pairwise_sqdist(x, centers).tolist()
     return torch.tensor([row.index(min(row)) for row in rows], dtype=torch.int64)
 
 
 def assign_to_medoids(x: Tensor, medoids: Tensor) -> Tensor:
-    """As `assign_tokens` with the tokens medoids [K] as centres, but a medoid always stays in its own cluster."""
+    """As `assign_tokens` with the tokens medoids [K] as centers, but a medoid always stays in its own cluster."""
     assignment = assign_tokens(x, x[medoids])
     assignment[medoids] = torch.arange(len(medoids))
     return assignment
@@ -83,7 +83,7 @@ def cluster_mean(x: Tensor, assignment: Tensor, k: int, weight: Maybe = None) ->
 
 
 def update_means(x: Tensor, assignment: Tensor, centers: Tensor, weight: Maybe = None) -> Tensor:
-    """Lloyd's update: the weighted mean [K, D] of each cluster; an empty one keeps its centre."""
+    """Lloyd's update: the weighted mean [K, D] of each cluster; an empty one keeps its center."""
     means = cluster_mean(x, assignment, len(centers), weight)
     return torch.stack([means[s] if _members(assignment, s) else centers[s].double() for s in range(len(centers))])
 
@@ -107,7 +107,7 @@ def update_medoids(x: Tensor, assignment: Tensor, k: int, weight: Maybe = None) 
 
 
 def objective(x: Tensor, centers: Tensor, weight: Maybe = None, assignment: Maybe = None) -> Tensor:
-    """L = sum_i w_i ||x_i - c_{a_i}||^2, with the nearest centre where no assignment [N] is given."""
+    """L = sum_i w_i ||x_i - c_{a_i}||^2, with the nearest center where no assignment [N] is given."""
     x, w = _float64(x, weight)
     assignment = assign_tokens(x, centers) if assignment is None else assignment
     return (w * ((x - centers.double()[assignment]) ** 2).sum(1)).sum()
@@ -141,7 +141,7 @@ def _result(
 def split_in_order(x: Tensor, k: int, weight: Maybe = None, by_medoid: bool = False) -> ReferenceClusters:
     """No clustering at all: label_i = i K // N. What K >= N and a NaN or Inf give.
 
-    Medoids are the first members; they are the centres too with by_medoid, else the weighted means are.
+    Medoids are the first members; they are the centers too with by_medoid, else the weighted means are.
     """
     x, w = _float64(x, weight)
     n, k = len(x), min(k, len(x))
@@ -411,7 +411,7 @@ def batched(function: Callable, x: Tensor, k: int, weight: Maybe = None, mask: M
 
     A sample with NaN or Inf in its valid tokens or weights gets `split_in_order`, and so does `grid` where tokens are
     masked. Padding: label -1 for masked tokens;
-    zero centres and medoid -1 for the clusters that a sample lacks.
+    zero centers and medoid -1 for the clusters that a sample lacks.
 
     Args:
         function: ward, kmeans, kmedoids, or one of BASELINES.

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import unpool
-from ..modules import PRUNERS, TokenPool, with_prefix
+from ..modules import TokenPool, with_prefix
+from ..names import PRUNERS
 from .hooks import with_hooks
 from .plan import Family, Plan
 from .source_map import Step, Trace, compose

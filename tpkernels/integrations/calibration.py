@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..functional import ward, ward_fits
+from ..functional import ward
 from .families import find_plan, read_model
 
 
@@ -50,7 +50,7 @@ def reconstruction_errors(
         )
     family, container, shape, _ = read_model(model)
     n = shape.num_patches
-    ward_fits(n)
+    checks.ward_fits(n)
     sums = torch.zeros(shape.depth, n, dtype=torch.float64)
     images = [0] * shape.depth
 

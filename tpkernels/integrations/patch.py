@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .. import checks
-from ..modules import PRUNERS, TokenPool
+from ..modules import TokenPool
+from ..names import POSITIONS, PRUNERS
 from ..schedule.file import read_tokens
 from ..schedule.keep import resolve_budget, resolve_keep
-from ..schedule.macs import POSITIONS
 from ..schedule.shapes import ViTShape
 from .blocks import install, plan_of, uninstall
 from .families import find_family, read_model

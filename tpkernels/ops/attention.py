@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu.jit import transformed
+from .context import transformed
 from .eager.attention import attention_torch
 from .gpu import attention as gpu_attention
 

@@ -1,18 +1,21 @@
-"""Which backend runs a call, and why."""
+"""Which backend runs a call, and why; and what the torch backend computes with."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-import os
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch import Tensor
 
-from .cpu import jit
+from ..names import CLUSTERERS
+from .context import may_look
+from .eager.primitives import EAGER
+from .gpu.launch import interpreting
 from .gpu.limits import Limits, limits_of
+from .problem import Primitives
 
-BACKENDS = ("auto", "torch", "triton")
-CLUSTERERS = ("ward", "kmeans", "kmedoids")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # One program holds a row of so many distances at a time; see kernels/resident.py.
 RESIDENT_TOKENS = 1024
@@ -43,9 +46,19 @@ def _release(package: str, unknown: tuple[int, ...] | None) -> tuple[int, ...] |
 TRITON_RELEASE, NUMPY_RELEASE = _release("triton", TRITON_NEEDED), _release("numpy", ()) or ()
 
 
-def interpreting() -> bool:
-    """Whether Triton's interpreter runs the kernels, on CPU tensors too."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+@functools.cache
+def has_numba() -> bool:
+    """Whether numba is installed, which compiles the loops for CPUs."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def torch_primitives(x: Tensor) -> Primitives:
+    """What the torch backend computes with: compiled loops where they can read x, torch's operations elsewhere."""
+    if not may_look(x) or not has_numba():
+        return EAGER
+    from .cpu.primitives import COMPILED
+
+    return COMPILED
 
 
 def regime(n: int, method: str, limits: Limits) -> str | None:
@@ -110,7 +123,7 @@ def explain_backend(
     if torch.device(device).type == "cpu":
         why = "the torch backend is the fast one on a CPU"
         if method == "ward":
-            why += "; its rounds run as numba's compiled loop" if jit.available() else "; faster with numba"
+            why += "; its rounds run as numba's compiled loop" if has_numba() else "; faster with numba"
     else:
         kernels = f"the {regime(n, method, limits_of(device))} kernels" if method in CLUSTERERS else "the kernels"
         why = why_not_triton(device, dtype, d, n, method) or f"{kernels} take this call"

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends import regime
+from .backends import regime, torch_primitives
 from .cluster_mean import gradients
-from .cpu import jit, means
-from .cpu.jit import may_look
-from .eager.distances import objective
-from .eager.lloyd import GRAM_LIMIT, LloydResult, kmeans, kmedoids
-from .eager.means import cluster_mean, gather_tokens, nearest_members, source_of
-from .eager.samples import Samples, only_valid, prepare, segment_min, settle
+from .context import full_precision, may_look, transformed
+from .eager.lloyd import GRAM_LIMIT
+from .eager.means import source_of
+from .eager.primitives import EAGER
+from .eager.samples import override_plain
+from .eager.segments import segment_min
 from .eager.starts import start_labels
-from .eager.swap import swap
-from .eager.ward import ward
-from .gpu import resident, streaming
-from .gpu.launch import Results
 from .gpu.limits import limits_of
-from .precision import compute_dtype, full_precision
-from .tracing import differentiable, folds
+from .problem import Found, Primitives, Results, Samples, Spec, Tensors, allocate
+from .transforms import differentiable, folds
 
-# Centred tokens and Gram matrices of a chunk of samples together stay below this many elements, on a CPU for its cache.
+# Numbers in the centered tokens and Gram matrices of samples that are taken together; on a CPU they fit its cache.
 CHUNK_ELEMENTS = 1 << 22
 CPU_CHUNK_ELEMENTS = 1 << 21
-OUTPUTS = ("center", "mean", "medoid")
+
+
+def cluster(tensors: Tensors, spec: Spec, backend: str) -> Results:
+    """Clusters the tokens and pools them; k may be above N, K = min(k, N) is the width of the results.
+
+    PyTorch and its compilers get one operation, the transforms of `torch.func` the same in another wrapping. ONNX knows
+    neither: what they are made of is traced instead, as far as that does not depend on the tokens' values.
+    """
+    x = tensors.x
+    if torch.onnx.is_in_onnx_export() and why_not_onnx(spec) is None:
+        with full_precision(x):
+            return _run(tensors, spec._replace(k=min(spec.k, x.shape[1])), EAGER)
+    given = *tensors, *spec[:5], backend, spec.swaps
+    return Results._make(_Differentiable.apply(*given) if transformed(x) else _operation(*given))
 
 
 @torch.library.custom_op("tpkernels::cluster", mutates_args=())
-def cluster(
+def _operation(
     x: Tensor,
     weight: Tensor | None,
     pool_weight: Tensor | None,
@@ -47,181 +55,22 @@ def cluster(
     backend: str,
     swaps: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Clusters x [B, N, D] and pools it.
-
-    Args:
-        x: [B, N, D] float.
-        weight: [B, N], what the clustering weighs tokens with; None for equal weights.
-        pool_weight: [B, N], what `"mean"` (and Ward's and K-Means' `"center"`) averages with; None for equal weights.
-        mask: [B, N] bool, True for tokens that are there.
-        start: [B, K] int64 initial tokens where init is "given".
-        k: at least 1; K = min(k, N) is the width of the results.
-        output: "center" (Lloyd's centres, Ward's means, the medoids), "mean" or "medoid" of the final clusters.
-        swaps: refine K-Medoids by swaps, for which there is the torch backend alone.
-
-    Returns:
-        tokens [B, K, D] in x's dtype, source [B, N] (the labels that tokens were averaged over, -1 for none),
-        assignment [B, N] (-1 where masked), medoids [B, K] (-1 where none; [B, 0] if nothing asks for them),
-        loss [B] (of "center", else [0]), n_iter [B], merge_heights [B, N - 1] ([B, 0] but for Ward), total [B, K]: what
-        the shares of the members of `source` are taken of, as `ops.mean.cluster_mean` has it ([B, 0] from torch).
-    """
-    k = min(k, x.shape[1])
+    tensors = Tensors(x, weight, pool_weight, mask, start)
+    spec = Spec(min(k, x.shape[1]), method, init, output, max_iter, swaps)
+    chosen = torch_primitives(x) if backend == "torch" else None
     with full_precision(x):
-        if backend == "torch":
-            return _cluster_torch(x, weight, pool_weight, mask, start, k, method, init, output, max_iter, swaps)
-        return _kernels(x, method)(x, weight, pool_weight, mask, start, k, method, init, output, max_iter)
+        if chosen is None and regime(x.shape[1], method, limits_of(x.device)) == "resident":
+            from .gpu import resident
+
+            return tuple(resident.cluster(tensors, spec))  # type: ignore[return-value]
+        if chosen is None:
+            from .gpu import streaming
+
+            chosen = streaming.STREAMING
+        return tuple(run(tensors, spec, chosen))  # type: ignore[return-value]
 
 
-def _kernels(x: Tensor, method: str) -> Callable[..., Results]:
-    """Which launcher takes a call."""
-    return resident.cluster if regime(x.shape[1], method, limits_of(x.device)) == "resident" else streaming.cluster
-
-
-def _cluster_torch(
-    x: Tensor,
-    weight: Tensor | None,
-    pool_weight: Tensor | None,
-    mask: Tensor | None,
-    start: Tensor | None,
-    k: int,
-    method: str,
-    init: str,
-    output: str,
-    max_iter: int,
-    swaps: bool = False,
-) -> Results:
-    """The torch twin; arguments and results are those of `cluster`, with k <= N."""
-    b, n, d = x.shape
-    if 0 in (b, n):
-        return _empty(x, k, method, output)
-    elements = CPU_CHUNK_ELEMENTS if x.device.type == "cpu" else CHUNK_ELEMENTS
-    size = max(1, elements // (n * (min(n, GRAM_LIMIT) + d)))
-    count = -(-b // size)
-    how = k, method, init, output, max_iter, swaps
-    if count == 1:
-        return cluster_chunk(x, weight, pool_weight, mask, start, *how)
-    whole: Results | None = None
-    for i, j in pairwise(b * i // count for i in range(count + 1)):
-        some, pool_some, there, first = (
-            None if tensor is None else tensor[i:j] for tensor in (weight, pool_weight, mask, start)
-        )
-        part = cluster_chunk(x[i:j], some, pool_some, there, first, *how)
-        if whole is None:
-            whole = cast(Results, tuple(one.new_empty(b if len(one) else 0, *one.shape[1:]) for one in part))
-        for all_of, one in zip(whole, part, strict=True):
-            all_of[i:j] = one
-        # Not beside the next chunk's.
-        del part, one
-    return cast(Results, whole)
-
-
-def why_not_onnx(method: str, init: str, swaps: bool) -> str | None:
-    """Why a call cannot be exported to ONNX; None if it can."""
-    if "ward" not in (method, init) and not swaps:
-        return None
-    what = 'refine="swap"' if swaps else "Ward" if method == "ward" else 'init="ward"'
-    return (
-        f"{what} cannot be exported to ONNX: the tokens' values decide how often it loops. kmeans and kmedoids with "
-        f'init="topk", "farthest" or "strided" can, and topk, importance, random, grid and bipartite'
-    )
-
-
-def _empty(x: Tensor, k: int, method: str, output: str) -> Results:
-    """The results where there are no samples or no tokens."""
-    b, n, d = x.shape
-    label = torch.empty(b, n, dtype=torch.int64, device=x.device)
-    wide = x.new_empty(0, dtype=compute_dtype(x))
-    return (
-        x.new_empty(b, k, d),
-        label,
-        label.clone(),
-        label.new_empty(b, k if _has_medoids(method, output) else 0),
-        wide.new_zeros(b if output == "center" else 0),
-        label.new_zeros(b),
-        wide.new_empty(b, max(n - 1, 0) if method == "ward" else 0),
-        wide.new_empty(b, 0),
-    )
-
-
-def cluster_chunk(
-    x: Tensor,
-    weight: Tensor | None,
-    pool_weight: Tensor | None,
-    mask: Tensor | None,
-    start: Tensor | None,
-    k: int,
-    method: str,
-    init: str,
-    output: str,
-    max_iter: int,
-    swaps: bool = False,
-) -> Results:
-    """`_cluster_torch` of samples that are taken together: torch operations alone, where no value may be looked at."""
-    looks = may_look(x)
-    samples = prepare(x, weight, mask, k, looks=looks)
-    heights, nothing = samples.x.new_empty(x.shape[0], 0), samples.rank.new_empty(x.shape[0], 0)
-    plain = None if looks and not bool(samples.plain.any()) else samples.plain
-    medoids = lost = kept = None
-    if method == "ward":
-        label, n_iter, heights = ward(samples, k)
-        label = source = only_valid(samples, label) if plain is None else settle(samples, label)
-    else:
-        first = start_labels(samples, k, init, start)
-        label, source, n_iter, medoids, lost, kept = _loop(samples, first, k, method, max_iter, swaps)
-        label = only_valid(samples, label)
-        if plain is not None:
-            label = settle(samples, label)
-            n_iter = torch.where(plain, 0, n_iter)
-            source = torch.where(plain[:, None], label, source)
-
-    if _has_medoids(method, output):
-        medoids = nearest_members(samples.x, label, k, samples.weight) if medoids is None else medoids
-        if plain is not None:
-            index = torch.arange(x.shape[1], device=x.device).expand_as(label)
-            medoids = torch.where(plain[:, None], segment_min(index, label, k, x.shape[1]), medoids)
-        medoids = torch.where(medoids == x.shape[1], -1, medoids)
-    if medoids is not None and (output == "medoid" or (output == "center" and method == "kmedoids")):
-        source = source_of(label, medoids)
-        # The mean of one token is that token.
-        tokens = cluster_mean(x, source, k) if jit.takes(samples.x) else gather_tokens(x, medoids)
-    elif output == "center":
-        source = only_valid(samples, source)
-        tokens = cluster_mean(x, source, k, pool_weight)
-        if lost is not None and kept is not None and not (looks and not bool(lost.any())):
-            # A cluster that lost its members keeps its centre; the padding of short samples stays zero.
-            lost = lost if plain is None else lost & ~plain[:, None]
-            tokens = torch.where(lost[..., None], (kept + samples.offset).to(x.dtype), tokens)
-    else:
-        source = label
-        tokens = cluster_mean(x, label, k, pool_weight)
-    loss = _loss(x, tokens, label, weight) if output == "center" else heights.new_empty(0)
-    found = nothing if medoids is None else medoids.contiguous()
-    source = source.clone() if source is label else source.contiguous()
-    return tokens, source, label, found, loss, n_iter, heights, loss.new_empty(x.shape[0], 0)
-
-
-def _loop(samples: Samples, start: Tensor, k: int, method: str, max_iter: int, swaps: bool) -> LloydResult:
-    if method == "kmeans":
-        return kmeans(samples, start, k, max_iter)
-    if not swaps:
-        return kmedoids(samples, start, k, max_iter)
-    gram = torch.bmm(samples.x, samples.x.mT)
-    return swap(samples, gram, kmedoids(samples, start, k, max_iter, gram))
-
-
-def _loss(x: Tensor, tokens: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
-    dtype = compute_dtype(x)
-    wide = x.to(dtype)
-    if jit.takes(wide):
-        return means.objective(wide, tokens.to(dtype), label, weight)
-    return objective(x, tokens, label, weight)
-
-
-def _has_medoids(method: str, output: str) -> bool:
-    return method == "kmedoids" or output == "medoid"
-
-
-@cluster.register_fake
+@_operation.register_fake
 def _(
     x: Tensor,
     weight: Tensor | None,
@@ -235,33 +84,120 @@ def _(
     max_iter: int,
     backend: str,
     swaps: bool = False,
-) -> Results:
+) -> tuple[Tensor, ...]:
+    spec = Spec(torch.sym_min(k, x.shape[1]), method, init, output, max_iter, swaps)
     if torch.onnx.is_in_onnx_export():
-        raise RuntimeError(why_not_onnx(method, init, swaps) or "ONNX is exported to from torch.export(strict=False)")
-    b, n, d = x.shape
-    k = torch.sym_min(k, n)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    label = x.new_empty(b, n, dtype=torch.int64)
+        raise RuntimeError(why_not_onnx(spec) or "ONNX is exported to from torch.export(strict=False)")
+    return tuple(allocate(x, spec, totals=backend == "triton"))
+
+
+def why_not_onnx(spec: Spec) -> str | None:
+    """Why a call cannot be exported to ONNX; None if it can."""
+    if not spec.runs_ward and not spec.swaps:
+        return None
+    what = 'refine="swap"' if spec.swaps else "Ward" if spec.method == "ward" else 'init="ward"'
     return (
-        x.new_empty(b, k, d),
-        label,
-        torch.empty_like(label),
-        label.new_empty(b, k if _has_medoids(method, output) else 0),
-        x.new_empty(b if output == "center" else 0, dtype=dtype),
-        label.new_empty(b),
-        x.new_empty(b, torch.sym_max(n - 1, 0) if method == "ward" else 0, dtype=dtype),
-        x.new_empty(b, k if backend == "triton" else 0, dtype=dtype),
+        f"{what} cannot be exported to ONNX: the tokens' values decide how often it loops. kmeans and kmedoids with "
+        f'init="topk", "farthest" or "strided" can, and topk, importance, random, grid and bipartite'
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
-    x, _, pool_weight, *_rest = inputs
-    tokens, source, total = output[0], output[1], output[7]
-    ctx.backend, kind = inputs[10], inputs[8]
-    gathers = kind == "medoid" or (kind == "center" and inputs[6] == "kmedoids")
-    weight = None if gathers else pool_weight
+def run(tensors: Tensors, spec: Spec, using: Primitives) -> Results:
+    """The operation from a backend's primitives, for k <= N, some samples at a time where memory or a cache asks it."""
+    b, n, d = tensors.x.shape
+    if 0 in (b, n):
+        results = allocate(tensors.x, spec, totals=using.kernels)
+        for one in (results.loss, results.n_iter, results.total):
+            one.zero_()
+        return results
+    elements = CPU_CHUNK_ELEMENTS if tensors.x.device.type == "cpu" else CHUNK_ELEMENTS
+    size = max(1, elements // (n * (min(n, GRAM_LIMIT) + d)))
+    count = -(-b // size)
+    if count == 1 or using.kernels:
+        return _run(tensors, spec, using)
+    whole = allocate(tensors.x, spec, totals=False)
+    for first, stop in pairwise(b * i // count for i in range(count + 1)):
+        part = _run(tensors.part(first, stop), spec, using)
+        for all_of, one in zip(whole, part, strict=True):
+            # Losses, heights or medoids that nothing asks for have no rows.
+            all_of[first:stop] = one
+        # Free the chunk before the next one is made.
+        del part, one
+    return whole
+
+
+def _run(tensors: Tensors, spec: Spec, using: Primitives) -> Results:
+    """`run` of samples that are taken together: what was found, the rules for plain samples, pooling and the loss."""
+    samples, found = _found(tensors, spec, using)
+    x, k, plain = tensors.x, spec.k, samples.plain
+    b, n = x.shape[:2]
+    n_iter = found.n_iter
+    if plain is None:
+        label = samples.only_valid(found.label)
+        source = label if found.source is None else found.source
+    else:
+        label = override_plain(samples, found.label)
+        source = label if found.source is None else torch.where(plain[:, None], label, found.source)
+        n_iter = torch.where(plain, 0, n_iter)
+    gathers, medoids = spec.gathers, None
+    if spec.has_medoids:
+        medoids = found.medoids
+        medoids = using.nearest_members(samples.x, label, k, samples.weight) if medoids is None else medoids
+        if plain is not None:
+            index = torch.arange(n, device=x.device).expand_as(label)
+            medoids = torch.where(plain[:, None], segment_min(index, label, k, n), medoids)
+        medoids = torch.where(medoids == n, -1, medoids)
+
+    if medoids is not None and gathers:
+        source = source_of(label, medoids)
+        tokens, total = using.gather(x, source, medoids)
+    else:
+        source = samples.only_valid(source) if spec.output == "center" else label
+        tokens, total = using.mean(x, source, k, tensors.pool_weight)
+        if spec.output == "center" and found.kept is not None:
+            tokens = _with_kept(tokens, samples, _lost(samples, found, total, k), found.kept)
+    heights = samples.scale.new_empty(b, 0) if found.heights is None else found.heights
+    wants_loss = spec.output == "center"
+    loss = using.objective(x, tokens, label, tensors.weight) if wants_loss else samples.scale.new_empty(0)
+    medoids = label.new_empty(b, 0) if medoids is None else medoids.contiguous()
+    # Results of a registered operation must not share memory.
+    source = source.clone() if source is label else source.contiguous()
+    total = samples.scale.new_empty(b, 0) if total is None else total
+    return Results(tokens, source, label, medoids, loss, n_iter, heights, total)
+
+
+def _found(tensors: Tensors, spec: Spec, using: Primitives) -> tuple[Samples, Found]:
+    samples = using.prepare(tensors.x, tensors.weight, tensors.mask, spec.k)
+    if spec.method == "ward":
+        return samples, using.ward(samples, spec.k)
+    lloyd = using.lloyd(tensors.x, samples, start_labels(samples, spec, tensors.start, using.ward), spec)
+    if using.kernels:
+        # Free the centered copy before the loop, which has read what it needs of it.
+        samples = samples._replace(x=samples.x[:, :0])
+    return samples, lloyd()
+
+
+def _lost(samples: Samples, found: Found, total: Tensor | None, k: int) -> Tensor | None:
+    """Which clusters [B, K] lost their members; the padding of short samples has none to lose."""
+    if total is None:
+        return found.lost
+    return (total == 0) & (torch.arange(k, device=total.device) < samples.k[:, None])
+
+
+def _with_kept(tokens: Tensor, samples: Samples, lost: Tensor | None, kept: Tensor) -> Tensor:
+    """Tokens [B, K, D], but the kept center where a cluster lost its members."""
+    if lost is None or (may_look(tokens) and not bool(lost.any())):
+        return tokens
+    lost = lost if samples.plain is None else lost & ~samples.plain[:, None]
+    return torch.where(lost[..., None], (kept + samples.offset).to(tokens.dtype), tokens)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors, results, ctx.backend = Tensors(*inputs[:5]), Results._make(output), inputs[10]
+    weight = None if Spec(*inputs[5:10]).gathers else tensors.pool_weight
     wants = weight is not None and ctx.needs_input_grad[2]
-    ctx.save_for_backward(source, weight, total, *((x, tokens) if wants else (None, None)))
+    given = (tensors.x, results.tokens) if wants else (None, None)
+    ctx.save_for_backward(results.source, weight, results.total, *given)
     ctx.mark_non_differentiable(*output[1:])
 
 
@@ -271,6 +207,6 @@ def _backward(ctx: Any, grad: Tensor, *_ignored: Any) -> tuple[Tensor | None, ..
     return grad_x, None, grad_weight if x is not None else None, *[None] * 9
 
 
-cluster.register_autograd(_backward, setup_context=_setup)
-folds(cluster)
-Differentiable = differentiable(cluster, _setup, _backward)
+_operation.register_autograd(_backward, setup_context=_setup)
+folds(_operation)
+_Differentiable = differentiable(_operation, _setup, _backward)

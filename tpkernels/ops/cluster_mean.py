@@ -7,36 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cpu.jit import transformed
-from .eager.means import cluster_mean as cluster_mean_torch
-from .eager.samples import member_weight, of_cluster
+from .backends import torch_primitives
+from .context import compute_dtype, full_precision, transformed
+from .eager.primitives import EAGER
+from .eager.segments import member_weight, of_cluster
 from .gpu import means
-from .precision import compute_dtype, full_precision
-from .tracing import differentiable, folds
+from .transforms import differentiable, folds
 
 
-@torch.library.custom_op("tpkernels::cluster_mean", mutates_args=())
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     """Means [B, K, D], and what the shares of a cluster's members are taken of, [B, K] float32 ([B, 0] from torch).
 
     The total is the sum of the weights; minus the number of members where that is 0 and they count equally.
     """
+    if torch.onnx.is_in_onnx_export():
+        with full_precision(x):
+            return EAGER.mean(x, label, k, weight)[0], _no_total(x)
+    return (_Differentiable.apply if transformed(x) else _operation)(x, label, k, weight, backend)
+
+
+@torch.library.custom_op("tpkernels::cluster_mean", mutates_args=())
+def _operation(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         return means.cluster_mean(x, label, k, weight)
-    return traceable(x, label, k, weight)
-
-
-def traceable(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`cluster_mean` as torch operations."""
     with full_precision(x):
-        return cluster_mean_torch(x, label, k, weight), _no_total(x)
+        return torch_primitives(x).mean(x, label, k, weight)[0], _no_total(x)
 
 
 def _no_total(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], 0, dtype=torch.float32)
 
 
-@cluster_mean.register_fake
+@_operation.register_fake
 def _(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     total = x.new_empty(x.shape[0], k, dtype=torch.float32) if backend == "triton" else _no_total(x)
     return x.new_empty(x.shape[0], k, x.shape[2]), total
@@ -124,6 +126,6 @@ def _backward(ctx: Any, grad: Tensor, _total: Tensor) -> tuple[Tensor | None, ..
     return grad_x, None, None, grad_weight if x is not None else None, None
 
 
-cluster_mean.register_autograd(_backward, setup_context=_setup)
-folds(cluster_mean)
-Differentiable = differentiable(cluster_mean, _setup, _backward)
+_operation.register_autograd(_backward, setup_context=_setup)
+folds(_operation)
+_Differentiable = differentiable(_operation, _setup, _backward)

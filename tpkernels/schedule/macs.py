@@ -10,14 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..names import INITS, METHODS, POSITIONS, WARD_TOKENS
 from .shapes import ViTShape, check_integer, vit_shape
-
-METHODS = ("ward", "kmeans", "kmedoids", "topk", "importance", "random", "grid", "bipartite")
-POSITIONS = ("attention", "block")
-INITS = ("auto", "ward", "topk", "farthest", "strided")
-
-# Ward takes up to this many tokens; `init="auto"` is its start up to there and farthest-first above.
-WARD_TOKENS = 4096
 
 
 @dataclass(frozen=True)

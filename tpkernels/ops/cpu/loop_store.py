@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 LOCK_NAME = "tpkernels.lock"
 # Writing and reading take milliseconds; a lock that is held for longer is not worth waiting for.
@@ -22,7 +23,17 @@ class LoopStore(FunctionCache):
     numba replaces each file in one step, but a compilation is two files: an index that names it and the code. Between
     the two writes another process can read old code under a new name, or give the name away twice. A lock for the
     folder keeps them together. What cannot be read is compiled anew; what cannot be written is not kept.
+
+    A loop is stale when any file of its folder has changed, since it may call loops of the others; numba looks at its
+    own file alone.
     """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        folder = Path(inspect.getfile(function)).parent
+        found = sorted((path.name, path.stat()) for path in folder.glob("*.py"))
+        stamp = tuple((name, stat.st_mtime, stat.st_size) for name, stat in found)
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

@@ -1,18 +1,31 @@
-"""The loops of `swap`, which numba compiles: one sample after the other, in its matrix of squared distances.
-
-Functions of this file are compiled when they are first called, since numba need not be there.
-"""
+"""K-Medoids refined by swaps as compiled loops: one sample after the other, in its matrix of squared distances."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import jit
+import numpy as np
+import torch
+from torch import Tensor
 
-np: Any = jit.numpy()
+from ..eager.swap import LEAST_GAIN, PASSES, numbered
+from ..problem import Found, Samples
+from .jit import jit, over_samples
+from .tokens import loop_inputs
 
 
-@jit.jit
+def swap(samples: Samples, gram: Tensor, found: Found) -> Found:
+    """`eager.swap.swap`."""
+    if found.medoids is None:
+        raise ValueError("found must be K-Medoids', got one without medoids")
+    b, n = found.label.shape
+    label, medoid, count = found.label.clone(), found.medoids.clone(), torch.zeros(b, dtype=torch.int64)
+    arguments = [gram, *loop_inputs(samples), label, medoid, count, PASSES, LEAST_GAIN[gram.dtype]]
+    over_samples(run_swaps, arguments, b, PASSES * b * n * n)
+    return numbered(found, label, medoid, count)
+
+
+@jit
 def distances(gram: Any, out: Any) -> Any:
     """Writes squared distances [N, N] of a Gram matrix, with a zero diagonal; the largest."""
     n, zero, two = len(gram), out.dtype.type(0), out.dtype.type(2)
@@ -27,7 +40,7 @@ def distances(gram: Any, out: Any) -> Any:
     return far
 
 
-@jit.jit
+@jit
 def find(i: int, distance: Any, medoid: Any, k: int, far: Any, near: Any, second: Any, owner: Any, other: Any) -> None:
     """Nearest and second nearest medoid of token i; without a second one it is as far as anything."""
     near[i] = second[i] = np.inf
@@ -43,7 +56,7 @@ def find(i: int, distance: Any, medoid: Any, k: int, far: Any, near: Any, second
     second[i] = min(second[i], far)
 
 
-@jit.jit
+@jit
 def replace(
     slot: int, candidate: int, distance: Any, medoid: Any, k: int, far: Any, near: Any, second: Any, owner: Any,
     other: Any,
@@ -62,7 +75,7 @@ def replace(
             second[i], other[i] = d, slot
 
 
-@jit.jit
+@jit
 def costs(weight: Any, near: Any, second: Any, owner: Any, removal: Any) -> Any:
     """Writes what the loss grows by without each slot's medoid; the loss."""
     removal[:] = 0
@@ -73,7 +86,7 @@ def costs(weight: Any, near: Any, second: Any, owner: Any, removal: Any) -> Any:
     return loss
 
 
-@jit.jit
+@jit
 def gain(row: Any, weight: Any, near: Any, second: Any, owner: Any, removal: Any, k: int, change: Any) -> tuple:
     """The slot whose medoid is best given up for the token of this row of distances, and the change of the loss."""
     change[:k] = removal[:k]
@@ -93,12 +106,12 @@ def gain(row: Any, weight: Any, near: Any, second: Any, owner: Any, removal: Any
     return best, change[best] + shared
 
 
-@jit.jit
-def swap(
+@jit
+def run_swaps(
     grams: Any, weights: Any, valid: Any, wanted: Any, labels: Any, medoids: Any, swaps: Any, passes: int, slack: float,
     first: int, last: int,
 ) -> None:  # fmt: skip
-    """`swap.swap` of samples first..last-1: medoids come as the start's; one with nothing wanted stays as it is."""
+    """The swaps of samples first..last-1: medoids come as the start's; one with nothing wanted stays as it is."""
     n, kind = grams.shape[1], grams.dtype.type
     width = medoids.shape[1]
     distance = np.empty((n, n), grams.dtype)

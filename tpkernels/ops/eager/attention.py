@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cpu.jit import may_look, transformed
-from ..precision import compute_dtype, full_precision
+from ..context import compute_dtype, full_precision, may_look, transformed
 
 # Probabilities that exist at a time: few enough for a CPU's outer cache, and rows enough for a product to be worth it.
 CHUNK_ELEMENTS = 1 << 20

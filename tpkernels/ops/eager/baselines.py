@@ -6,14 +6,16 @@ All take prepared samples and give a sample `samples.k` clusters or kept tokens,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..precision import compute_dtype
+from ..context import compute_dtype
+from ..problem import Samples
 from .hashing import uniform
-from .means import cluster_mean
-from .samples import Samples, canonical_order, renumber, split_in_order, stable_order
+from .numbering import canonical_order, renumber, stable_order
+from .samples import split_in_order
 from .starts import highest, labels_of
 
 
@@ -78,12 +80,20 @@ def _bands(height: int, width: int, k: int) -> int:
     return min(range(-(-k // width), min(height, k) + 1), key=lambda bands: (abs(bands - ideal), bands))
 
 
-def bipartite(samples: Samples, k: int, metric: Tensor | None) -> Tensor:
+def bipartite(
+    samples: Samples,
+    k: int,
+    metric: Tensor | None,
+    mean: Callable[[Tensor, Tensor, int, Tensor | None], tuple[Tensor, Tensor | None]],
+) -> Tensor:
     """Bipartite soft matching (ToMe, Bolya et al., arXiv 2210.09461), repeated until k clusters are left.
 
     Tokens at even places are sources, at odd places destinations; each source finds its most similar destination
     (cosine of `metric`, the tokens themselves where None) and the sources of highest similarity merge. Merged tokens
     are means by weight, which are the tokens' sizes here.
+
+    Args:
+        mean: of a backend's primitives.
     """
     x = samples.x
     n = x.shape[1]
@@ -96,8 +106,8 @@ def bipartite(samples: Samples, k: int, metric: Tensor | None) -> Tensor:
     most, left = n, samples.n_valid
     while most > k:
         # At least half of the surplus over half the tokens goes in each pass: the number of passes depends on shapes.
-        mean = cluster_mean(metric, label, most, samples.weight)
-        matched, left = _match(mean, left, samples.k)
+        merged, _ = mean(metric, label, most, samples.weight)
+        matched, left = _match(merged, left, samples.k)
         label = torch.where(label < 0, label, matched.gather(1, label.clamp(min=0)))
         most = max(k, most - (most + 1) // 2)
         order = canonical_order(label, n)

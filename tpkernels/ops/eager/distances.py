@@ -1,14 +1,12 @@
-"""Distances, assignments and the reconstruction error, in plain torch."""
+"""Distances and the reconstruction error, differentiable."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..precision import compute_dtype, full_precision
-from ..tracing import folds
-from .lloyd import nearest
-from .samples import of_cluster
+from ..context import compute_dtype, full_precision
+from .segments import of_cluster
 
 
 def pairwise_sqdist(
@@ -16,7 +14,7 @@ def pairwise_sqdist(
 ) -> Tensor:
     """Squared distances [B, N, M] of x [B, N, D] and y [B, M, D] (x itself where y is None), float32 (float64).
 
-    Both are centred on the mean of x's tokens first. The norms come from the same product, so that a token is at
+    Both are centered on the mean of x's tokens first. The norms come from the same product, so that a token is at
     distance 0 of itself and of its copies. No square root: the gradient is finite everywhere. Masked tokens are at
     +inf of everything, and may hold anything.
     """
@@ -44,60 +42,14 @@ def _there(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~mask[..., None], 0)
 
 
-def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None, center_mask: Tensor | None = None) -> Tensor:
-    """Index [B, N] of the nearest of centers [B, K, D] to every token, the lowest on ties; -1 where masked.
-
-    Masked centres are no one's nearest; a sample without centres has -1 for all.
-    """
-    return _assign(x.detach(), centers.detach(), mask, center_mask)
-
-
-@torch.library.custom_op("tpkernels::assign", mutates_args=())
-def _assign(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor | None) -> Tensor:
-    if x.shape[0] == 0 or x.shape[1] == 0:
-        return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+def objective(x: Tensor, center: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """`sum_i w_i ||x_i - c_i||^2` [B] for centers [B, K, D] and labels [B, N] (-1: left out); differentiable."""
     dtype = compute_dtype(x)
-    x, centers = x.to(dtype), _there(centers.to(dtype), center_mask)
-    if center_mask is None:
-        offset = centers.mean(1, keepdim=True)
-        dead = torch.zeros(centers.shape[:2], dtype=torch.bool, device=x.device)
-    else:
-        offset = centers.sum(1, keepdim=True) / center_mask.sum(1).clamp(min=1)[:, None, None]
-        dead = ~center_mask
-    with full_precision(x):
-        label = nearest(x - offset, centers - offset, dead)
-    if center_mask is not None:
-        label = label.masked_fill(dead.all(1, keepdim=True), -1)
-    return label if mask is None else label.masked_fill(~mask, -1)
-
-
-@_assign.register_fake
-def _(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[:2], dtype=torch.int64)
-
-
-folds(_assign)
-
-
-def objective(x: Tensor, centre: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
-    """`sum_i w_i ||x_i - c_i||^2` [B] for centres [B, K, D] and labels [B, N] (-1: left out); differentiable."""
-    dtype = compute_dtype(x)
-    if centre.shape[1] == 0:
+    if center.shape[1] == 0:
         return x.new_zeros(x.shape[0], dtype=dtype)
     there = label >= 0
-    gap = torch.where(there[..., None], x.to(dtype) - of_cluster(centre.to(dtype), label), 0)
+    gap = torch.where(there[..., None], x.to(dtype) - of_cluster(center.to(dtype), label), 0)
     cost = gap.square().sum(-1)
     if weight is not None:
         cost = cost * torch.where(there, weight.to(dtype), 0)
     return cost.sum(1)
-
-
-def chamfer_loss(
-    x: Tensor,
-    centers: Tensor,
-    weight: Tensor | None = None,
-    mask: Tensor | None = None,
-    center_mask: Tensor | None = None,
-) -> Tensor:
-    """`sum_i w_i min_k ||x_i - c_k||^2` [B], the K-Means objective of any centres (Marin et al., 2021)."""
-    return objective(x, centers, assign(x, centers, mask, center_mask), weight)

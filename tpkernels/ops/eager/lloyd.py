@@ -1,123 +1,103 @@
-"""K-Means (Lloyd, 1982) and alternating K-Medoids on a batch, the torch twin.
+"""K-Means (Lloyd, 1982) and alternating K-Medoids, as operations on the whole batch.
 
-Both minimise `L = sum_i w_i min_c ||x_i - c||^2` by turns: every token goes to its nearest centre, every centre to the
-place that is best for its members. Labels that are -1 start them: the labelled tokens make the first centres.
+Both minimise `L = sum_i w_i min_c ||x_i - c||^2` by turns: every token goes to its nearest center, every center to the
+place that is best for its members. Labels that are -1 start them: the labelled tokens make the first centers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..cpu import jit, lloyd, lloyd_table
-from ..cpu.jit import may_look
-from .means import TIE, cluster_mean, gather_tokens, moved_means, nearest_members
-from .samples import Samples, canonical_order, members_of, of_cluster, only_valid, renumber
+from ..context import may_look
+from ..problem import Found, Samples, Spec
+from .means import cluster_mean, gather_tokens, moved_means, nearest_members
+from .numbering import canonical_order, renumber
+from .segments import members_of, of_cluster
+from .swap import own, swap
 
 # Scores [B, K, T] of a tile of tokens stay below this many elements.
 TILE_ELEMENTS = 1 << 22
 # Up to so many tokens distances may be read from one Gram matrix; beyond, they are computed in each iteration.
 GRAM_LIMIT = 2048
-# The Gram matrix costs N^2 D and saves K-Means N K D in every assignment: up to so many tokens to a cluster it pays.
-GRAM_SHARE = 6
 
 
-class LloydResult(NamedTuple):
-    """What a loop ends with, clusters numbered by their lowest token; for samples that are not clustered, anything.
+class Steps(NamedTuple):
+    """What iterations are made of, as the functions of the same names here and in `means` compute it."""
 
-    label [B, N] int64; source [B, N] int64, the labels of the last update; n_iter [B] int64, updates; medoid [B, K]
-    int64 (K-Medoids, N where there is none) or None; lost [B, K] bool, clusters without a token in source, and kept
-    [B, K, D], their centres, centred as the samples are and of no meaning elsewhere (K-Means) or None.
-    """
-
-    label: Tensor
-    source: Tensor
-    n_iter: Tensor
-    medoid: Tensor | None = None
-    lost: Tensor | None = None
-    kept: Tensor | None = None
+    nearest: Callable[[Tensor, Tensor, Tensor], Tensor]
+    cluster_mean: Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
+    moved_means: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    nearest_members: Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
 
 
-def kmeans(samples: Samples, start: Tensor, k: int, max_iter: int) -> LloydResult:
+def lloyd(_: Tensor, samples: Samples, start: Tensor, spec: Spec) -> Callable[[], Found]:
+    """The iterations of a method from labels [B, N], to be run by a call."""
+    if spec.method == "kmeans":
+        return partial(kmeans, samples, start, spec, EAGER_STEPS)
+    return partial(kmedoids, samples, start, spec, EAGER_STEPS)
+
+
+def kmeans(samples: Samples, start: Tensor, spec: Spec, steps: Steps) -> Found:
     """K-Means from the means of the labelled tokens of `start` [B, N]."""
-    x = samples.x
-    if jit.takes(x) and x.shape[1] <= min(GRAM_LIMIT, k * GRAM_SHARE):
-        label, source, n_iter, lost, kept = lloyd.kmeans(samples, torch.bmm(x, x.mT), start, k, max_iter)
-        return LloydResult(label, source, n_iter, None, lost, kept)
+    x, k = samples.x, spec.k
     dead = torch.arange(k, device=x.device) >= samples.k[:, None]
-    if lloyd_table.takes(x, k):
-        label, source, n_iter, centre = lloyd_table.kmeans(samples, start, k, max_iter)
-    else:
-        label, source, n_iter, centre = _kmeans(samples, start, k, max_iter, dead)
-    order = canonical_order(label, k)
-    source = renumber(source, order)
-    lost = (members_of(source, k) == 0) & ~dead
-    return LloydResult(renumber(label, order), source, n_iter, None, lost, of_cluster(centre, order))
-
-
-def _kmeans(
-    samples: Samples, start: Tensor, k: int, max_iter: int, dead: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Label, source, n_iter and centres, not yet numbered; dead [B, K] slots take no token."""
-    x = samples.x
-    centre, source = cluster_mean(x, start, k, samples.weight), start
+    center, source = steps.cluster_mean(x, start, k, samples.weight), start
     progress = _Progress(start)
-    for _ in range(max_iter):
-        label = only_valid(samples, nearest(x, centre, dead))
+    for _ in range(spec.max_iter):
+        label = samples.only_valid(steps.nearest(x, center, dead))
         if progress.stands_still(label):
             break
-        centre = moved_means(centre, x, label, samples.weight)
+        center = steps.moved_means(center, x, label, samples.weight)
         source = label
     else:
-        label = only_valid(samples, nearest(x, centre, dead))
-    return label, source, progress.n_iter, centre
+        label = samples.only_valid(steps.nearest(x, center, dead))
+    return numbered(samples, label, source, progress.n_iter, center)
 
 
-def kmedoids(
-    samples: Samples, start: Tensor, k: int, max_iter: int, gram: Tensor | None = None
-) -> LloydResult:  # fmt: skip
-    """K-Medoids from the medoids of the labelled tokens of `start` [B, N].
+def numbered(samples: Samples, label: Tensor, source: Tensor, n_iter: Tensor, center: Tensor) -> Found:
+    """What K-Means found, from labels and centers [B, K, D] that are not numbered yet."""
+    k = center.shape[1]
+    order = canonical_order(label, k)
+    source = renumber(source, order)
+    lost = (members_of(source, k) == 0) & (torch.arange(k, device=label.device) < samples.k[:, None])
+    return Found(renumber(label, order), n_iter, source, kept=of_cluster(center, order), lost=lost)
 
-    Args:
-        gram: X X^T [B, N, N] where it is there already.
-    """
-    x, n = samples.x, samples.x.shape[1]
-    if gram is None and n <= GRAM_LIMIT:
-        gram = torch.bmm(x, x.mT)
-    if jit.takes(x) and gram is not None:
-        label, medoid, n_iter = lloyd.kmedoids(samples, gram, start, k, max_iter, TIE[x.dtype])
-        return LloydResult(label, label, n_iter, medoid)
-    find = _by_distance(samples) if gram is None else _by_gram(gram, k)
-    medoid = nearest_members(x, start, k, samples.weight)
+
+def kmedoids(samples: Samples, start: Tensor, spec: Spec, steps: Steps) -> Found:
+    """K-Medoids from the medoids of the labelled tokens of `start` [B, N]."""
+    x, n, k = samples.x, samples.x.shape[1], spec.k
+    gram = torch.bmm(x, x.mT) if n <= GRAM_LIMIT or spec.swaps else None
+    find = _by_distance(samples, steps) if gram is None else _by_gram(gram, k)
+    medoid = steps.nearest_members(x, start, k, samples.weight)
     progress = _Progress(start)
-    for _ in range(max_iter):
+    for _ in range(spec.max_iter):
         label = own(samples, find(medoid), medoid)
         if progress.stands_still(label):
             break
-        medoid = nearest_members(x, label, k, samples.weight)
+        medoid = steps.nearest_members(x, label, k, samples.weight)
     else:
         label = own(samples, find(medoid), medoid)
     order = canonical_order(label, k)
-    label = renumber(label, order)
-    return LloydResult(label, label, progress.n_iter, medoid.gather(1, order))
+    found = Found(renumber(label, order), progress.n_iter, medoids=medoid.gather(1, order))
+    return swap(samples, gram, found) if spec.swaps and gram is not None else found
 
 
-def nearest(x: Tensor, centre: Tensor, dead: Tensor) -> Tensor:
-    """Slot [B, N] of the nearest centre [B, K, D], the lowest on ties; dead slots [B, K] are never nearest.
+def nearest(x: Tensor, center: Tensor, dead: Tensor) -> Tensor:
+    """Slot [B, N] of the nearest center [B, K, D], the lowest on ties; dead slots [B, K] are never nearest.
 
     The token's own norm is left out: it changes no arg-min. Large N is walked in tiles.
     """
     b, n, _ = x.shape
-    half_norm = (centre.square().sum(-1) / 2).masked_fill(dead, torch.inf)
-    if jit.takes(x):
-        return lloyd.nearest(x, centre, half_norm)
+    half_norm = (center.square().sum(-1) / 2).masked_fill(dead, torch.inf)
     # ONNX is to take any batch: tiles would depend on it.
-    tile = n if torch.onnx.is_in_onnx_export() else max(1, TILE_ELEMENTS // max(1, b * centre.shape[1]))
+    tile = n if torch.onnx.is_in_onnx_export() else max(1, TILE_ELEMENTS // max(1, b * center.shape[1]))
     slots = [
-        torch.baddbmm(half_norm[:, :, None], centre, x[:, i : i + tile].mT, alpha=-1).min(1).indices
+        torch.baddbmm(half_norm[:, :, None], center, x[:, i : i + tile].mT, alpha=-1).min(1).indices
         for i in range(0, n, tile)
     ]
     return torch.cat(slots, 1) if len(slots) > 1 else slots[0]
@@ -157,18 +137,13 @@ def _by_gram(gram: Tensor, k: int) -> Callable[[Tensor], Tensor]:
     return find
 
 
-def _by_distance(samples: Samples) -> Callable[[Tensor], Tensor]:
+def _by_distance(samples: Samples, steps: Steps) -> Callable[[Tensor], Tensor]:
     """Nearest medoid of every token, by products with the medoids alone."""
 
     def find(medoid: Tensor) -> Tensor:
-        return nearest(samples.x, gather_tokens(samples.x, medoid), medoid == samples.x.shape[1])
+        return steps.nearest(samples.x, gather_tokens(samples.x, medoid), medoid == samples.x.shape[1])
 
     return find
 
 
-def own(samples: Samples, label: Tensor, medoid: Tensor) -> Tensor:
-    """Gives every medoid its own cluster, among equal tokens too."""
-    slot = torch.arange(medoid.shape[1], device=label.device).expand_as(medoid)
-    # Place N takes the slots without a medoid.
-    label = torch.cat([label, label[:, :1]], 1).scatter(1, medoid, slot)[:, : label.shape[1]]
-    return only_valid(samples, label)
+EAGER_STEPS = Steps(nearest, cluster_mean, moved_means, nearest_members)

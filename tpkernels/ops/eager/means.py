@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cpu import jit, means
-from ..cpu.jit import may_look
-from ..precision import compute_dtype
-from .samples import member_weight, members_of, of_cluster, segment_min, segment_sum
+from ..context import compute_dtype, may_look
+from .segments import member_weight, members_of, of_cluster, segment_min, segment_sum
 
 # Members whose costs differ by rounding alone are tied.
 TIE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
@@ -22,8 +20,6 @@ def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None = None)
     """
     dtype = compute_dtype(x)
     wide = x.to(dtype)
-    if jit.takes(wide):
-        return means.cluster_mean(wide, label, k, weight).to(x.dtype)
     weight, total = member_weight(weight, label, k, dtype)
     # Scaling the tokens by their share first keeps sums of large weights finite.
     share = torch.where(label >= 0, weight / of_cluster(total, label).clamp(min=torch.finfo(dtype).tiny), 0)
@@ -33,12 +29,10 @@ def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None = None)
     return segment_sum(wide * share[..., None], label, k).to(x.dtype)
 
 
-def moved_means(centre: Tensor, x: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
-    """`cluster_mean` of x [B, N, D], but centre [B, K, D] where a cluster has no member; all in the dtype of x."""
-    if jit.takes(x):
-        return means.moved_means(centre, x, label, weight)
-    k = centre.shape[1]
-    return torch.where((members_of(label, k) > 0)[..., None], cluster_mean(x, label, k, weight), centre)
+def moved_means(center: Tensor, x: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """`cluster_mean` of x [B, N, D], but center [B, K, D] where a cluster has no member; all in the dtype of x."""
+    k = center.shape[1]
+    return torch.where((members_of(label, k) > 0)[..., None], cluster_mean(x, label, k, weight), center)
 
 
 def nearest_members(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> Tensor:
@@ -50,8 +44,6 @@ def nearest_members(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> 
     Args:
         x: [B, N, D] in the dtype to compute in.
     """
-    if jit.takes(x):
-        return means.nearest_members(x, label, k, weight, TIE[x.dtype])
     n = x.shape[1]
     mean = cluster_mean(x, label, k, weight)
     cost = torch.linalg.vector_norm(of_cluster(mean, label).sub_(x), dim=-1).square()

@@ -1,12 +1,14 @@
-"""Initial centres: k distinct tokens of every sample, as labels that name them and leave the others at -1."""
+"""Initial centers: k distinct tokens of every sample, as labels that name them and leave the others at -1."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .samples import Samples, only_valid, stable_order
-from .ward import ward
+from ..problem import Found, Samples, Spec
+from .numbering import stable_order
 
 
 def labels_of(indices: Tensor, n: int, k: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def farthest(samples: Samples, k: int) -> Tensor:
     """Farthest-first traversal (Gonzalez, 1985), weighted.
 
     First the token of largest `w_i ||x_i - mu||^2`, then that of largest `w_i min_c ||x_i - x_c||^2` over the tokens
-    not chosen yet. One step a centre: the steps depend on each other, samples do not.
+    not chosen yet. One step a center: the steps depend on each other, samples do not.
     """
     x, weight = samples.x, samples.weight
     b, n, d = x.shape
@@ -76,8 +78,8 @@ def farthest(samples: Samples, k: int) -> Tensor:
         pick = score.argmax(1, keepdim=True)
         picks.append(pick)
         chosen = chosen.scatter(1, pick, True)
-        centre = x.gather(1, pick[..., None].expand(b, 1, d))
-        sqdist = (norm + norm.gather(1, pick) - 2 * torch.bmm(x, centre.mT).squeeze(-1)).clamp(min=0)
+        center = x.gather(1, pick[..., None].expand(b, 1, d))
+        sqdist = (norm + norm.gather(1, pick) - 2 * torch.bmm(x, center.mT).squeeze(-1)).clamp(min=0)
         least = sqdist if step == 0 else torch.minimum(least, sqdist)
     return torch.cat(picks, 1) if picks else torch.empty(b, 0, dtype=torch.int64, device=x.device)
 
@@ -85,11 +87,11 @@ def farthest(samples: Samples, k: int) -> Tensor:
 STARTS = {"topk": topk, "strided": strided, "farthest": farthest}
 
 
-def start_labels(samples: Samples, k: int, init: str, given: Tensor | None) -> Tensor:
-    """Labels [B, N] that a loop starts from: Ward's clusters, or single tokens; `given` [B, K] for "given"."""
-    if init == "ward":
-        return only_valid(samples, ward(samples, k).label)
-    indices = given if init == "given" else STARTS[init](samples, k)
+def start_labels(samples: Samples, spec: Spec, given: Tensor | None, ward: Callable[[Samples, int], Found]) -> Tensor:
+    """Labels [B, N] that a loop starts from: the clusters of `ward`, or single tokens; `given` [B, K] for "given"."""
+    if spec.init == "ward":
+        return samples.only_valid(ward(samples, spec.k).label)
+    indices = given if spec.init == "given" else STARTS[spec.init](samples, spec.k)
     if indices is None:
         raise ValueError('start must be given with init="given"')
-    return only_valid(samples, labels_of(indices[:, :k], samples.x.shape[1], samples.k))
+    return samples.only_valid(labels_of(indices[:, : spec.k], samples.x.shape[1], samples.k))

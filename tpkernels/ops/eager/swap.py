@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cpu import jit
-from ..cpu.jit import may_look
-from ..cpu.lloyd import facts
-from .lloyd import LloydResult, own
-from .samples import Samples, canonical_order, renumber, segment_sum
+from ..context import may_look
+from ..problem import Found, Samples
+from .numbering import canonical_order, renumber
+from .segments import segment_sum
 
 # All tokens are tried at most so many times.
 PASSES = 8
@@ -25,32 +24,29 @@ PASSES = 8
 LEAST_GAIN = {torch.float32: 2.0**-20, torch.float64: 2.0**-44}
 
 
-def swap(samples: Samples, gram: Tensor, found: LloydResult) -> LloydResult:
+def swap(samples: Samples, gram: Tensor, found: Found) -> Found:
     """`found` of K-Medoids with its medoids swapped until no swap helps; n_iter counts the swaps too.
 
     Args:
         gram: X X^T of the samples, [B, N, N].
     """
-    medoid = found.medoid
-    if medoid is None:
+    if found.medoids is None:
         raise ValueError("found must be K-Medoids', got one without medoids")
-    if jit.takes(samples.x):
-        label, medoid, count = _compiled(samples, gram, found.label, medoid)
-    else:
-        label, medoid, count = _twin(samples, gram, medoid)
+    return numbered(found, *_swapped(samples, gram, found.medoids))
+
+
+def numbered(found: Found, label: Tensor, medoid: Tensor, count: Tensor) -> Found:
+    """What swaps found, from labels [B, N] and medoids [B, K] that are not numbered yet, and their count [B]."""
     order = canonical_order(label, medoid.shape[1])
-    label = renumber(label, order)
-    return LloydResult(label, label, found.n_iter + count, medoid.gather(1, order))
+    return Found(renumber(label, order), found.n_iter + count, medoids=medoid.gather(1, order))
 
 
-def _compiled(samples: Samples, gram: Tensor, label: Tensor, medoid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from ..cpu import swap as cpu_swap
-
-    b, n = label.shape
-    label, medoid, count = label.clone(), medoid.clone(), torch.zeros(b, dtype=torch.int64)
-    arguments = [gram, *facts(samples), label, medoid, count, PASSES, LEAST_GAIN[gram.dtype]]
-    jit.over_samples(cpu_swap.swap, arguments, b, PASSES * b * n * n)
-    return label, medoid, count
+def own(samples: Samples, label: Tensor, medoid: Tensor) -> Tensor:
+    """Gives every medoid its own cluster, among equal tokens too."""
+    slot = torch.arange(medoid.shape[1], device=label.device).expand_as(medoid)
+    # Place N takes the slots without a medoid.
+    label = torch.cat([label, label[:, :1]], 1).scatter(1, medoid, slot)[:, : label.shape[1]]
+    return samples.only_valid(label)
 
 
 class _State(NamedTuple):
@@ -63,8 +59,8 @@ class _State(NamedTuple):
     loss: Tensor
 
 
-def _twin(samples: Samples, gram: Tensor, medoid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same swaps for the whole batch at once, one token of every sample at a time.
+def _swapped(samples: Samples, gram: Tensor, medoid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Label [B, N], medoid [B, K] and swaps [B]: one token of every sample is tried at a time.
 
     On a CPU only samples that swap are looked at again. An accelerator would have to be waited for: there all are, and
     all passes run.
@@ -88,7 +84,8 @@ def _twin(samples: Samples, gram: Tensor, medoid: Tensor) -> tuple[Tensor, Tenso
             without = weight * (torch.minimum(torch.maximum(row, near), second) - second)
             change = (removal + segment_sum(without, label, k)).masked_fill(~open_slot, torch.inf)
             best, slot = change.min(1)
-            takes = (best + shared < -LEAST_GAIN[gram.dtype] * loss) & ~samples.plain
+            takes = best + shared < -LEAST_GAIN[gram.dtype] * loss
+            takes = takes if samples.plain is None else takes & ~samples.plain
             takes = takes if samples.valid is None else takes & samples.valid[:, token]
             if looks and not bool(takes.any()):
                 continue

@@ -1,4 +1,4 @@
-"""Exact Ward agglomeration of a batch in parallel rounds, the torch twin.
+"""Exact Ward agglomeration of a batch in parallel rounds, as operations on the whole batch.
 
 The cost of merging clusters a and b is `m_a m_b / (m_a + m_b) ||c_a - c_b||^2` (Ward, 1963). It is reducible: a merger
 never brings a third cluster nearer than its two parts were, so all pairs that are each other's nearest neighbour merge
@@ -12,44 +12,33 @@ Rows are updated first, with the old masses of the columns, then columns with th
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..cpu import jit
-from ..cpu import ward as cpu_ward
-from .samples import Samples
+from ..problem import Found, Samples
 
 MASS_FLOOR = 1e-6
-# The rounds' state of a chunk of samples; larger chunks gain nothing, smaller ones spend their time in launches.
-CHUNK_ELEMENTS = 1 << 22
 # On an accelerator the end is looked for only every so many rounds: looking waits for the device.
 ROUNDS_BETWEEN_LOOKS = 4
 
 
-class WardResult(NamedTuple):
-    """label [B, N] int64, n_iter [B] int64 rounds, heights [B, N-1] ascending, +inf for mergers not made."""
-
-    label: Tensor
-    n_iter: Tensor
-    heights: Tensor
-
-
-def ward(samples: Samples, k: int) -> WardResult:
+def ward(samples: Samples, k: int) -> Found:
     """Cuts every sample's Ward dendrogram at its k clusters, numbered by their lowest token index.
 
     Args:
         samples: what `prepare` returns; masses are its weights, floored at 1e-6 of the sample's largest.
         k: clusters asked for; a sample takes `samples.k`.
+
+    Returns:
+        label, n_iter (rounds) and heights, ascending, +inf for mergers that were not made.
     """
     b, n, _ = samples.x.shape
     if b == 0 or n < 2:
         heights = samples.x.new_full((b, max(n - 1, 0)), torch.inf)
-        return WardResult(torch.zeros_like(samples.rank), samples.n_valid.new_zeros(b), heights)
-    size = max(1, CHUNK_ELEMENTS // (n * n))
-    parts = [_ward_chunk(samples.part(i, i + size)) for i in range(0, b, size)]
-    return WardResult(*(torch.cat(column) for column in zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
+        none = torch.zeros(b, n, dtype=torch.int64, device=samples.x.device)
+        return Found(none, samples.n_valid.new_zeros(b), heights=heights)
+    wanted = torch.where(samples.finite, samples.n_valid - samples.k, 0)
+    return _cut(samples, *merge_tree(samples, wanted, waits=samples.x.device.type == "cpu"))
 
 
 def merge_costs(x: Tensor, mass: Tensor, valid: Tensor | None) -> Tensor:
@@ -111,14 +100,6 @@ def _masses(samples: Samples) -> Tensor:
         return samples.x.new_ones(samples.x.shape[:2])
     floored = samples.weight.clamp(min=MASS_FLOOR)
     return torch.where(samples.weight.amax(1, keepdim=True) > 0, floored, 1)
-
-
-def _ward_chunk(samples: Samples) -> WardResult:
-    wanted = torch.where(samples.finite, samples.n_valid - samples.k, 0)
-    if jit.takes(samples.x):
-        gram = torch.bmm(samples.x, samples.x.mT)
-        return WardResult(*cpu_ward.ward(gram, _masses(samples), samples.valid, wanted, samples.scale))
-    return _cut(samples, *merge_tree(samples, wanted, waits=samples.x.device.type == "cpu"))
 
 
 def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -218,7 +199,7 @@ def _rescan(cost: Tensor, least: Tensor, neighbour: Tensor, stale: Tensor, waits
     neighbour.copy_(torch.where(stale, new_neighbour, neighbour))
 
 
-def _cut(samples: Samples, parent: Tensor, height: Tensor, gone: Tensor, rounds: Tensor) -> WardResult:
+def _cut(samples: Samples, parent: Tensor, height: Tensor, gone: Tensor, rounds: Tensor) -> Found:
     """The roots are the k highest entries, on equal heights the last mergers; the rest follow their parents."""
     b, n = parent.shape
     height = height if samples.valid is None else height.masked_fill(~samples.valid, -torch.inf)
@@ -234,4 +215,4 @@ def _cut(samples: Samples, parent: Tensor, height: Tensor, gone: Tensor, rounds:
     # A representative is the lowest token of its cluster: counting the roots numbers the clusters canonically.
     label = (root.cumsum(1) - 1).gather(1, owner)
     made = torch.where(root | (height == -torch.inf), torch.inf, height)
-    return WardResult(label, rounds, made.sort(dim=1).values[:, : n - 1] * samples.scale[:, None])
+    return Found(label, rounds, heights=made.sort(dim=1).values[:, : n - 1] * samples.scale[:, None])

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import interpreting
 from .attention_tiles import Rows, Tiles, rows_config, tiles_config
-from .launch import on_device, power_of_two, strides
+from .launch import interpreting, on_device, power_of_two, strides
 from .limits import limits_of
 from .resident import precision
 from .resident_tiles import MOST_REGISTERS

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-# What `ops.cluster.cluster` returns, see there.
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs the kernels, on CPU tensors too."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def on_device(x: Tensor) -> AbstractContextManager:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import interpreting
+from ..problem import Results, Spec, Tensors, allocate
 from . import tuning
-from .launch import Results, on_device, power_of_two, strides
+from .launch import interpreting, on_device, power_of_two, strides
 from .limits import Limits, limits_of
 from .resident_tiles import ResidentConfig, resident_config
 
@@ -62,40 +62,23 @@ def launches(batch: int, n: int, scratch: int, limits: Limits) -> int:
     return 0 if 0 in (batch, n) else 3 if splits(batch, n, scratch, limits) else 1
 
 
-def cluster(
-    x: Tensor,
-    weight: Tensor | None,
-    pool_weight: Tensor | None,
-    mask: Tensor | None,
-    start: Tensor | None,
-    k: int,
-    method: str,
-    init: str,
-    output: str,
-    max_iter: int,
-) -> Results:
-    """`kernels.resident`; arguments and results are those of `ops.cluster.cluster`."""
+def cluster(tensors: Tensors, spec: Spec) -> Results:
+    """`kernels.resident`: the results of `ops.cluster`, for k <= N."""
     from ...kernels import sample, starts, tokens
 
+    x, weight, pool_weight, mask, start = tensors
+    k, method, init, output, max_iter, _ = spec
     b, n, d = x.shape
-    gathers = output == "medoid" or (method == "kmedoids" and output == "center")
-    has_medoids = method == "kmedoids" or output == "medoid"
-    out = x.new_empty(b, k, d)
-    assignment = torch.empty(b, n, dtype=torch.int64, device=x.device)
-    source, n_iter = torch.empty_like(assignment), assignment.new_empty(b)
-    found = assignment.new_empty(b, k if has_medoids else 0)
-    loss = torch.empty(b if output == "center" else 0, dtype=torch.float32, device=x.device)
-    heights = loss.new_empty(b, max(n - 1, 0) if method == "ward" else 0)
-    total = loss.new_empty(b, k)
-    results = out, source, assignment, found, loss, n_iter, heights, total
+    results = allocate(x, spec, totals=True)
+    out, source, assignment, found, loss, n_iter, heights, total = results
     if 0 in (b, n):
         n_iter.zero_()
         loss.zero_()
         return results
     # A gathered token is not weighed.
-    pool_weight = None if gathers else pool_weight
+    pool_weight = None if spec.gathers else pool_weight
     flags = None if mask is None else mask.view(torch.uint8)
-    ward = "ward" in (method, init)
+    ward = spec.runs_ward
     limits, config = limits_of(x.device), config_of(x, k, method, ward)
     codes: dict[str, Any] = {
         "ward": sample.WARD, "kmeans": sample.MEANS, "kmedoids": sample.MEDOIDS,

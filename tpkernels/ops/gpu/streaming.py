@@ -1,25 +1,30 @@
 """K-Means and K-Medoids of many tokens on the GPU: a fixed number of launches per iteration, nothing of N x K.
 
-An iteration is one pass of `kernels.streaming` for the nearest centres, a sort of the tokens by cluster, and the means
+An iteration is one pass of `kernels.streaming` for the nearest centers, a sort of the tokens by cluster, and the means
 of the segments; K-Medoids then looks for the members nearest to them. Which samples still move is known on the device
 alone: launches pass over those that stand still, and nobody waits to ask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ..eager.means import gather_tokens, source_of
-from ..eager.samples import Samples, canonical_order, prepare, renumber, segment_min, settle
-from ..eager.starts import start_labels
-from .launch import Results, on_device, power_of_two, strides
+from ..eager.lloyd import nearest
+from ..eager.means import gather_tokens, nearest_members
+from ..eager.numbering import canonical_order, renumber
+from ..eager.samples import prepare
+from ..eager.ward import ward
+from ..problem import Found, Primitives, Samples, Spec
+from .launch import on_device, power_of_two, strides
 from .limits import Limits, limits_of
 from .means import cluster_mean, keys_of, labels_of, mean_config, segment_means, sort_by_cluster, token_tile
+from .resident_tiles import LARGE_SHARED
 
-# Tiles of the assignment: tokens, centres, warps, stages of loads in flight. The first that fits is taken. Large ones
+# Tiles of the assignment: tokens, centers, warps, stages of loads in flight. The first that fits is taken. Large ones
 # are for devices whose tensor cores read both factors from shared memory, of which they have more than this.
-LARGE_SHARED = 200 << 10
 LARGE_TILES = ((128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 64, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))
 SMALL_TILES = ((128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), *LARGE_TILES[-2:])
 
@@ -87,16 +92,16 @@ class _Search:
 
 def _member_costs(
     x: Tensor,
-    centre: Tensor,
+    center: Tensor,
     label: Tensor,
     cost: Tensor,
     offset: Tensor | None = None,
     moving: Tensor | None = None,
     least: Tensor | None = None,
 ) -> None:
-    """Squared distances of tokens [B, N, D] to their clusters' centres [B, K, D], written to cost [B, N].
+    """Squared distances of tokens [B, N, D] to their clusters' centers [B, K, D], written to cost [B, N].
 
-    With moving, label holds keys, the centres lack the offset, and least [B, K] takes the bits of each cluster's least.
+    With moving, label holds keys, the centers lack the offset, and least [B, K] takes the bits of each cluster's least.
     """
     from ...kernels.members import member_cost_kernel
 
@@ -106,7 +111,7 @@ def _member_costs(
     tile, block_d = token_tile(n, d, x.is_cuda)
     with on_device(x):
         member_cost_kernel[(b * -(-n // tile),)](
-            x, off, centre, label, gate, cost, bits, n, d, centre.shape[1], *x.stride(), *label.stride(),
+            x, off, center, label, gate, cost, bits, n, d, center.shape[1], *x.stride(), *label.stride(),
             T=tile, BD=block_d, RACE=race, num_warps=4,
         )  # fmt: skip
 
@@ -118,29 +123,28 @@ class _Loop:
     keys: two times [B, N], the newest first; what stands still is the same in both.
     """
 
-    def __init__(
-        self, x: Tensor, samples: Samples, mask: Tensor | None, start: Tensor, k: int, medoids: bool, max_iter: int
-    ) -> None:
+    def __init__(self, x: Tensor, samples: Samples, start: Tensor, spec: Spec) -> None:
         from ...kernels.streaming import split_tokens_kernel
 
         b, n, d = x.shape
-        self.x, self.k, self.weight = x, k, samples.weight
-        self.mask = None if mask is None else mask.view(torch.uint8)
+        k, medoids, max_iter = spec.k, spec.method == "kmedoids", spec.max_iter
+        self.x, self.spec, self.k, self.weight = x, spec, k, samples.weight
+        self.mask = None if samples.valid is None else samples.valid.view(torch.uint8)
         self.offset = samples.offset.reshape(b, d)
         self.width = padded_width(d)
         self.config = assign_config(b, n, k, d, limits_of(x.device))
         self.keys = [keys_of(start, k)]
         self.keys.append(self.keys[0].clone())
         self.moving = torch.zeros(max_iter + 2, b, dtype=torch.int32, device=x.device)
-        self.moving[0] = ~samples.plain
+        self.moving[0] = 1 if samples.plain is None else ~samples.plain
         # A power of two that brings the largest coordinate to 2^14 .. 2^15: halves have 22 bits there.
         largest = torch.linalg.vector_norm(samples.x, torch.inf, dim=(1, 2))
         power = (15 - torch.frexp(largest).exponent).clamp(-120, 120)
         self.factor = torch.ldexp(torch.ones_like(largest), power)
         self.tokens = torch.empty(2, b, n, self.width, dtype=torch.float16, device=x.device)
-        self.centres = torch.zeros(2, b, k, self.width, dtype=torch.float16, device=x.device)
+        self.centers = torch.zeros(2, b, k, self.width, dtype=torch.float16, device=x.device)
         self.parts = 1 if medoids else -(-d // mean_config(n, k, d, x.is_cuda)["BD"])
-        # A slot that no token starts has the sample's mean, as a K-Means centre, and no place as a medoid.
+        # A slot that no token starts has the sample's mean, as a K-Means center, and no place as a medoid.
         self.norm = torch.full((self.parts, b, k), torch.inf if medoids else 0.0, device=x.device)
         self.search = _Search(x, samples.weight, self.offset, k) if medoids else None
         tile, block_d = token_tile(n, self.width, x.is_cuda)
@@ -150,15 +154,30 @@ class _Loop:
                 T=tile, BD=block_d, num_warps=4,
             )  # fmt: skip
 
-    def run(self, max_iter: int) -> None:
+    def __call__(self) -> Found:
+        """Runs all iterations: samples that stand still are passed over."""
+        max_iter, k = self.spec.max_iter, self.k
         self.update(0)
         for turn in range(max_iter):
             self.assign(turn)
             self.update(turn + 1)
         self.assign(max_iter)
+        n_iter = self.moving[1 : max_iter + 1].sum(0)
+        label, source = (labels_of(key, k) for key in self.keys)
+        order = canonical_order(label, k)
+        label, source = renumber(label, order), renumber(source, order)
+        if self.search is not None:
+            return Found(label, n_iter, source, medoids=self.search.medoid.long().gather(1, order))
+        medoids = None
+        if self.spec.has_medoids:
+            search = _Search(self.x, self.weight, self.offset, k)
+            search.run(keys_of(label, k), self.moving[0])
+            medoids = search.medoid.long()
+        kept = self.center().gather(1, order[..., None].expand(-1, -1, self.x.shape[2]))
+        return Found(label, n_iter, source, medoids, kept=kept)
 
     def assign(self, turn: int) -> None:
-        """Every token of a moving sample goes to its nearest centre; one launch."""
+        """Every token of a moving sample goes to its nearest center; one launch."""
         from ...kernels.streaming import assign_kernel
 
         b, n, _ = self.x.shape
@@ -166,7 +185,7 @@ class _Loop:
         medoid = self.keys[0] if self.search is None else self.search.medoid
         with on_device(self.x):
             assign_kernel[(b * -(-n // int(config["BN"])),)](
-                *self.tokens, *self.centres, self.norm, self.mask if self.mask is not None else self.keys[0],
+                *self.tokens, *self.centers, self.norm, self.mask if self.mask is not None else self.keys[0],
                 medoid, *self.keys, self.moving[turn], self.moving[turn + 1],
                 n, self.k, self.width, self.parts, b * self.k, int(turn == 0), *strides(self.mask, 2),
                 MASKED=self.mask is not None, MEDOIDS=self.search is not None, **config,
@@ -174,7 +193,7 @@ class _Loop:
         self.keys.reverse()
 
     def update(self, turn: int) -> None:
-        """Every centre of a moving sample goes to the place that is best for its members."""
+        """Every center of a moving sample goes to the place that is best for its members."""
         from ...kernels.members import medoid_centres_kernel
         from ...kernels.segments import CENTRES
 
@@ -182,8 +201,8 @@ class _Loop:
         if self.search is None:
             segments = sort_by_cluster(key, self.k)
             segment_means(
-                self.x, self.weight, self.offset, moving, segments, CENTRES.value, self.centres[0],
-                low=self.centres[1], norm=self.norm, factor=self.factor,
+                self.x, self.weight, self.offset, moving, segments, CENTRES.value, self.centers[0],
+                low=self.centers[1], norm=self.norm, factor=self.factor,
             )  # fmt: skip
             return
         self.search.run(key, moving)
@@ -191,82 +210,36 @@ class _Loop:
         tile, block_d = token_tile(self.k, self.width, self.x.is_cuda)
         with on_device(self.x):
             medoid_centres_kernel[(b * -(-self.k // tile),)](
-                *self.tokens, self.search.medoid, moving, *self.centres, self.norm, n, self.k, self.width,
+                *self.tokens, self.search.medoid, moving, *self.centers, self.norm, n, self.k, self.width,
                 S=tile, BD=block_d, num_warps=4,
             )  # fmt: skip
 
-    def centre(self) -> Tensor:
-        """The centres [B, K, D] in float32, without the offset."""
-        high, low = self.centres.float()
+    def center(self) -> Tensor:
+        """The centers [B, K, D] in float32, without the offset."""
+        high, low = self.centers.float()
         return ((high + low) / self.factor[:, None, None])[..., : self.x.shape[2]]
 
 
-def cluster(
-    x: Tensor,
-    weight: Tensor | None,
-    pool_weight: Tensor | None,
-    mask: Tensor | None,
-    start: Tensor | None,
-    k: int,
-    method: str,
-    init: str,
-    output: str,
-    max_iter: int,
-) -> Results:
-    """Arguments and results of `ops.cluster.cluster` for K-Means and K-Medoids with k <= N; and `total` [B, K].
+def mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`means.cluster_mean`, under the name that primitives have."""
+    return cluster_mean(x, label, k, weight)
 
-    total is what the gradient divides by, see `segments.cluster_mean`: 1 for a token that is gathered.
-    """
-    b, n, d = x.shape
-    has_medoids = method == "kmedoids" or output == "medoid"
-    gathers = output == "medoid" or (output == "center" and method == "kmedoids")
-    samples = prepare(x, weight, mask, k)
-    heights = samples.scale.new_empty(b, 0)
-    if 0 in (b, n):
-        label, none = samples.rank.clone(), samples.rank.new_empty(b, k if has_medoids else 0)
-        loss = heights.new_zeros(b if output == "center" else 0)
-        total = heights.new_zeros(b, k)
-        return x.new_empty(b, k, d), label.clone(), label, none, loss, label.sum(1), heights, total
 
-    loop = _Loop(x, samples, mask, start_labels(samples, k, init, start), k, method == "kmedoids", max_iter)
-    # The centred copy of the tokens has served.
-    samples = samples._replace(x=samples.x[:, :0])
-    loop.run(max_iter)
+def gather(x: Tensor, _: Tensor, medoids: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B, K, D] at medoids [B, K]; a token that is gathered is its own total of 1."""
+    return gather_tokens(x, medoids), (medoids >= 0).float()
 
-    n_iter = loop.moving[1 : max_iter + 1].sum(0)
-    label, source = (labels_of(key, k) for key in loop.keys)
-    order = canonical_order(label, k)
-    label = settle(samples, renumber(label, order))
-    source = torch.where(samples.plain[:, None], label, renumber(source, order))
 
-    medoids: Tensor | None = None
-    if has_medoids:
-        search = loop.search
-        if search is not None:
-            medoids = search.medoid.long().gather(1, order)
-        else:
-            search = _Search(x, samples.weight, loop.offset, k)
-            search.run(keys_of(label, k), loop.moving[0])
-            medoids = search.medoid.long()
-        index = torch.arange(n, device=x.device).expand_as(label)
-        medoids = torch.where(samples.plain[:, None], segment_min(index, label, k, n), medoids)
-        medoids = torch.where(medoids == n, -1, medoids)
-    if medoids is not None and gathers:
-        source = source_of(label, medoids)
-        tokens, total = gather_tokens(x, medoids), (medoids >= 0).float()
-    else:
-        source = label if output == "mean" else source
-        tokens, total = cluster_mean(x, source, k, pool_weight)
-        if output == "center":
-            # A cluster that lost its members keeps its centre; the padding of short samples stays zero.
-            lost = (total == 0) & (torch.arange(k, device=x.device) < samples.k[:, None])
-            kept = loop.centre().gather(1, order[..., None].expand(b, k, d)) + samples.offset
-            tokens = torch.where(lost[..., None], kept.to(x.dtype), tokens)
-    cost = samples.scale.new_empty(b, n if output == "center" else 0)
-    if output == "center":
-        _member_costs(x, tokens, label, cost)
-        cost = cost if weight is None else cost * torch.where(label >= 0, weight.float(), 0)
-    loss = cost.sum(1) if output == "center" else cost.new_empty(0)
-    found = label.new_empty(b, 0) if medoids is None else medoids.contiguous()
-    source = source.clone() if source is label else source.contiguous()
-    return tokens, source, label, found, loss, n_iter, heights, total
+def loss(x: Tensor, centers: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """`sum_i w_i ||x_i - c_i||^2` [B], from the kernel that finds the members' costs."""
+    cost = torch.empty(label.shape, dtype=torch.float32, device=x.device)
+    _member_costs(x, centers, label, cost)
+    return (cost if weight is None else cost * torch.where(label >= 0, weight.float(), 0)).sum(1)
+
+
+def lloyd(x: Tensor, samples: Samples, start: Tensor, spec: Spec) -> Callable[[], Found]:
+    """The state of a batch, whose call runs the iterations."""
+    return _Loop(x, samples, start, spec)
+
+
+STREAMING = Primitives(True, prepare, ward, lloyd, nearest, nearest_members, mean, gather, loss)

@@ -1,4 +1,4 @@
-"""The numbers that operations compute in."""
+"""What surrounds a call: the numbers to compute in, autocast, and whether values may be looked at."""
 
 from __future__ import annotations
 
@@ -25,3 +25,16 @@ def full_precision(x: Tensor) -> AbstractContextManager:
 def _has_autocast(kind: str) -> bool:
     # torch 2.11 cannot trace is_autocast_available, so compiled code asks the list alone.
     return kind in AUTOCASTS or (not torch.compiler.is_compiling() and torch.amp.is_autocast_available(kind))
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether what is computed may depend on the values of x.
+
+    On an accelerator that would wait for the device; a trace of a compiler or of `torch.func` has no values.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed(x)
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether x stands for a tensor in a transform of `torch.func`, such as vmap and grad."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -1,0 +1,58 @@
+"""`tpkernels::assign`: the nearest center of every token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backends import torch_primitives
+from .context import compute_dtype, full_precision
+from .eager.distances import objective
+from .transforms import folds
+
+
+def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None, center_mask: Tensor | None = None) -> Tensor:
+    """Index [B, N] of the nearest of centers [B, K, D] to every token, the lowest on ties; -1 where masked.
+
+    Masked centers are no one's nearest; a sample without centers has -1 for all.
+    """
+    return _operation(x.detach(), centers.detach(), mask, center_mask)
+
+
+@torch.library.custom_op("tpkernels::assign", mutates_args=())
+def _operation(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor | None) -> Tensor:
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+    dtype = compute_dtype(x)
+    x, centers = x.to(dtype), centers.to(dtype)
+    if center_mask is None:
+        offset = centers.mean(1, keepdim=True)
+        dead = torch.zeros(centers.shape[:2], dtype=torch.bool, device=x.device)
+    else:
+        centers = centers.masked_fill(~center_mask[..., None], 0)
+        offset = centers.sum(1, keepdim=True) / center_mask.sum(1).clamp(min=1)[:, None, None]
+        dead = ~center_mask
+    with full_precision(x):
+        label = torch_primitives(x).nearest(x - offset, centers - offset, dead)
+    if center_mask is not None:
+        label = label.masked_fill(dead.all(1, keepdim=True), -1)
+    return label if mask is None else label.masked_fill(~mask, -1)
+
+
+@_operation.register_fake
+def _(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=torch.int64)
+
+
+folds(_operation)
+
+
+def chamfer_loss(
+    x: Tensor,
+    centers: Tensor,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    center_mask: Tensor | None = None,
+) -> Tensor:
+    """`sum_i w_i min_k ||x_i - c_k||^2` [B], the K-Means objective of any centers (Marin et al., 2021)."""
+    return objective(x, centers, assign(x, centers, mask, center_mask), weight)

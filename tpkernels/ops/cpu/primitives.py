@@ -1,0 +1,12 @@
+"""What the compiled loops bring to the clustering operation."""
+
+from __future__ import annotations
+
+from ..problem import Primitives
+from .lloyd import lloyd
+from .members import nearest_members
+from .nearest import nearest
+from .tokens import gather, mean, objective, prepare
+from .ward import ward
+
+COMPILED = Primitives(False, prepare, ward, lloyd, nearest, nearest_members, mean, gather, objective)

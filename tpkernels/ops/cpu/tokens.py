@@ -1,0 +1,222 @@
+"""What is computed from all channels of the tokens: centering, means, the objective. Each reads a sample once.
+
+Loops take tokens as the memory that they lie in, x, with the strides of a sample and of a token; see `jit.over_tokens`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..problem import Samples
+from .jit import jit, over_tokens
+
+
+def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+    """`eager.samples.prepare`."""
+    x = _wide(x)
+    b, n, d = x.shape
+    given = x.new_empty(0, 0) if weight is None else weight.to(x.dtype).contiguous()
+    valid = torch.empty(0, 0, dtype=torch.bool) if mask is None else mask.contiguous()
+    out, offset, scale = x.new_empty(b, n, d), x.new_empty(b, 1, d), x.new_empty(b)
+    relative = given if weight is None else x.new_empty(b, n)
+    counts, flags = torch.empty(2, b, dtype=torch.int64), torch.empty(2, b, dtype=torch.bool)
+    over_tokens(prepare_samples, x, [given, valid, k, out, relative, counts, flags, offset, scale])
+    (count, clusters), (finite, plain) = counts, flags
+    some = plain if bool(plain.any()) else None
+    return Samples(out, None if weight is None else relative, mask, count, clusters, finite, some, offset, scale)
+
+
+def mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> tuple[Tensor, None]:
+    """`cluster_mean`, which tells no total."""
+    return cluster_mean(x, label, k, weight), None
+
+
+def gather(x: Tensor, source: Tensor, medoids: Tensor) -> tuple[Tensor, None]:
+    """Tokens at medoids: the mean of one token is that token."""
+    return cluster_mean(x, source, medoids.shape[1], None), None
+
+
+def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> Tensor:
+    """`eager.means.cluster_mean` of tokens x [B, N, D] of any strides."""
+    wide = _wide(x)
+    return _means(wide.new_empty(x.shape[0], k, x.shape[2]), wide, label, weight, False).to(x.dtype)
+
+
+def moved_means(center: Tensor, x: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """`eager.means.moved_means` of tokens x [B, N, D] of any strides, in the dtype to compute in."""
+    return _means(center.clone(memory_format=torch.contiguous_format), x, label, weight, True)
+
+
+def _means(out: Tensor, x: Tensor, label: Tensor, weight: Tensor | None, keeps: bool) -> Tensor:
+    over_labels(write_means, x, label, out.shape[1], [weights_of(weight, x), label.contiguous(), out, keeps])
+    return out
+
+
+def objective(x: Tensor, center: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """`eager.distances.objective`, without a gradient, of centers [B, K, D]."""
+    x = _wide(x)
+    out, center = x.new_empty(x.shape[0]), center.to(x.dtype).contiguous()
+    over_labels(write_losses, x, label, center.shape[1], [weights_of(weight, x), label.contiguous(), center, out])
+    return out
+
+
+def weights_of(weight: Tensor | None, x: Tensor) -> Tensor:
+    """Weights [B, N] in the dtype of x; [0, 0] for equal ones."""
+    return x.new_empty(0, 0) if weight is None else weight.to(x.dtype).contiguous()
+
+
+def loop_inputs(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [B, N], which tokens are there [B, N], and clusters that are wanted [B]: a loop skips samples with 0."""
+    x, valid, plain = samples.x, samples.valid, samples.plain
+    there = torch.ones(x.shape[:2], dtype=torch.bool) if valid is None else valid.contiguous()
+    weight = x.new_ones(x.shape[:2]) if samples.weight is None else samples.weight.contiguous()
+    return weight, there, samples.k if plain is None else torch.where(plain, 0, samples.k)
+
+
+def over_labels(kernel: Any, x: Tensor, label: Tensor, k: int, arguments: list[Any]) -> None:
+    """`over_tokens` of a loop that writes where labels point.
+
+    Raises:
+        IndexError: a label is above K - 1.
+    """
+    try:
+        over_tokens(kernel, x, arguments)
+    except IndexError:
+        raise out_of_range(label, k) from None
+
+
+def out_of_range(label: Tensor, k: int) -> IndexError:
+    """The error of a loop that met a label above K - 1."""
+    return IndexError(f"label: expected -1 to {k - 1}, got {int(label.max())}")
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in the dtype to compute in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@jit
+def add(row: Any, total: Any) -> None:
+    """Adds row to total."""
+    for j in range(len(total)):
+        total[j] += row[j]
+
+
+@jit
+def subtract(row: Any, offset: Any, out: Any) -> Any:
+    """Writes row - offset; its squared norm."""
+    norm = row.dtype.type(0)
+    for j in range(len(row)):
+        gap = row[j] - offset[j]
+        out[j] = gap
+        norm += gap * gap
+    return norm
+
+
+@jit
+def relative(weight: Any, there: Any, out: Any) -> Any:
+    """Writes weights over their largest, 0 for what is not there; the largest, NaN where one is NaN or Inf."""
+    top = weight.dtype.type(0)
+    for i in range(len(weight)):
+        out[i] = weight[i] if there[i] else 0
+        if not np.isfinite(out[i]):
+            return weight.dtype.type(np.nan)
+        top = max(top, out[i])
+    top = top if top > 0 else weight.dtype.type(1)
+    for i in range(len(weight)):
+        out[i] /= top
+    return top
+
+
+@jit
+def prepare_samples(
+    x: Any, per_sample: int, per_token: int, weights: Any, masks: Any, k: int, out: Any, relatives: Any, counts: Any,
+    flags: Any, offsets: Any, scales: Any, first: int, last: int,
+) -> None:  # fmt: skip
+    """`prepare`; weights and masks may be empty. counts: valid tokens and clusters; flags: finite, plain."""
+    n, d = out.shape[1:]
+    there = np.ones(n, np.bool_)
+    for s in range(first, last):
+        if len(masks) > 0:
+            there[:] = masks[s]
+        count, offset, norm = 0, offsets[s, 0], out.dtype.type(0)
+        offset[:] = 0
+        for i in range(n):
+            if there[i]:
+                at = s * per_sample + i * per_token
+                add(x[at : at + d], offset)
+                count += 1
+        offset /= out.dtype.type(max(count, 1))
+        for i in range(n):
+            if there[i]:
+                at = s * per_sample + i * per_token
+                norm += subtract(x[at : at + d], offset, out[s, i])
+            else:
+                out[s, i] = 0
+        scale = relative(weights[s], there, relatives[s]) if len(weights) > 0 else out.dtype.type(1)
+        finite = np.isfinite(norm) and np.isfinite(scale)
+        counts[0, s], counts[1, s], scales[s] = count, min(count, k), scale
+        flags[0, s], flags[1, s] = finite, not finite or count <= k
+        if not finite:
+            out[s] = 0
+            scales[s] = 1
+            if len(weights) > 0:
+                relatives[s] = 1
+
+
+@jit
+def write_means(
+    x: Any, per_sample: int, per_token: int, weights: Any, labels: Any, out: Any, keeps: bool, first: int, last: int
+) -> None:
+    """`mean` and, where it keeps the rows of clusters without members, `moved_means`; weights may be empty."""
+    n, (k, d) = labels.shape[1], out.shape[1:]
+    mass, size, equal = np.empty(k, out.dtype), np.empty(k, out.dtype), np.ones(n, out.dtype)
+    for s in range(first, last):
+        label, weight = labels[s], weights[s] if len(weights) > 0 else equal
+        mass[:] = 0
+        size[:] = 0
+        for i in range(n):
+            c = label[i]
+            if c >= k:
+                raise IndexError
+            if c >= 0:
+                mass[c] += weight[i]
+                size[c] += out.dtype.type(1)
+        for c in range(k):
+            if size[c] > 0 or not keeps:
+                out[s, c] = 0
+        for i in range(n):
+            c = label[i]
+            if c >= 0:
+                at = s * per_sample + i * per_token
+                row, total = x[at : at + d], out[s, c]
+                share = weight[i] / mass[c] if mass[c] > 0 else out.dtype.type(1) / size[c]
+                for j in range(d):
+                    total[j] += share * row[j]
+
+
+@jit
+def write_losses(
+    x: Any, per_sample: int, per_token: int, weights: Any, labels: Any, centers: Any, out: Any, first: int, last: int
+) -> None:
+    """`objective`; weights may be empty."""
+    n, (k, d) = labels.shape[1], centers.shape[1:]
+    equal = np.ones(n, out.dtype)
+    for s in range(first, last):
+        weight = weights[s] if len(weights) > 0 else equal
+        total = 0.0
+        for i in range(n):
+            if labels[s, i] >= k:
+                raise IndexError
+            if labels[s, i] >= 0:
+                at = s * per_sample + i * per_token
+                row, center = x[at : at + d], centers[s, labels[s, i]]
+                sqdist = out.dtype.type(0)
+                for j in range(d):
+                    sqdist += (row[j] - center[j]) * (row[j] - center[j])
+                total += weight[i] * sqdist
+        out[s] = total

@@ -1,0 +1,59 @@
+"""Sums and least values over the clusters of labels [B, N], and the way back to their tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def segment_ids(label: Tensor, k: int) -> Tensor:
+    """Flat cluster of every token, [B * N]: label + k b, and B k for label -1."""
+    b = label.shape[0]
+    flat = label + torch.arange(b, device=label.device)[:, None] * k
+    return torch.where(label < 0, b * k, flat).flatten()
+
+
+def segment_sum(values: Tensor, label: Tensor, k: int) -> Tensor:
+    """Sums values [B, N, ...] over each cluster, [B, k, ...]; label -1 is left out. Deterministic on every device."""
+    b, n = label.shape
+    tail = values.shape[2:]
+    values = values.reshape(b, n, tail.numel())
+    if values.is_cuda and values.is_floating_point():
+        # Float atomics would make the sum depend on timing; a product with the indicator does not.
+        member = torch.zeros(b, k + 1, n, dtype=values.dtype, device=values.device)
+        member.scatter_(1, torch.where(label < 0, k, label)[:, None], 1)
+        return torch.bmm(member[:, :k], values).view(b, k, *tail)
+    out = values.new_zeros(b * k + 1, values.shape[2])
+    index = segment_ids(label, k)[:, None].expand(-1, values.shape[2])
+    # Not in place, for under vmap the sums may be many where the zeros are one.
+    return out.scatter_add(0, index, values.reshape(b * n, tail.numel()))[: b * k].view(b, k, *tail)
+
+
+def members_of(label: Tensor, k: int) -> Tensor:
+    """How many tokens each cluster has, [B, k] int64."""
+    return segment_sum(torch.ones_like(label), label, k)
+
+
+def segment_min(values: Tensor, label: Tensor, k: int, empty: float | int) -> Tensor:
+    """Least of values [B, N] in each cluster, [B, k]; `empty` where a cluster has no member."""
+    b = label.shape[0]
+    out = torch.full((b, k + 1), empty, dtype=values.dtype, device=values.device)
+    return out.scatter_reduce(1, torch.where(label < 0, k, label), values, "amin")[:, :k]
+
+
+def of_cluster(values: Tensor, label: Tensor) -> Tensor:
+    """Each token's entry of values [B, k, ...] by its label, [B, N, ...]; label -1 takes the first entry."""
+    b, k = values.shape[:2]
+    flat = (label.clamp(min=0) + torch.arange(b, device=label.device)[:, None] * k).flatten()
+    return values.reshape(b * k, *values.shape[2:]).index_select(0, flat).view(*label.shape, *values.shape[2:])
+
+
+def member_weight(weight: Tensor | None, label: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights [B, N] and their sums [B, k], with equal weights in clusters whose weights sum to 0."""
+    ones = torch.ones_like(label, dtype=dtype)
+    if weight is None:
+        return ones, segment_sum(ones, label, k)
+    weight = weight.to(dtype)
+    total = segment_sum(weight, label, k)
+    weight = torch.where(of_cluster(total, label) > 0, weight, ones)
+    return weight, segment_sum(weight, label, k)
