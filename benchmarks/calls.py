@@ -13,7 +13,7 @@ from typing import Any
 # Launchers by what they do: module of `tpkernels.ops`, function.
 LAUNCHERS = {
     "resident": ("gpu.resident", "cluster"),
-    "streaming": ("gpu.streaming", "cluster"),
+    "streaming": ("cluster", "run"),
     "mean": ("gpu.means", "cluster_mean"),
     "backward": ("gpu.means", "cluster_mean_backward"),
     "attention": ("gpu.attention", "attend"),
@@ -58,6 +58,9 @@ def launcher(name: str) -> Callable[..., Any]:
 
 
 def _cluster(call: Call, tensor: Make) -> None:
+    from tpkernels.ops.gpu.streaming import STREAMING
+    from tpkernels.ops.problem import Spec, Tensors
+
     b, n, d, k = call.shape
     given = call.options
 
@@ -65,18 +68,16 @@ def _cluster(call: Call, tensor: Make) -> None:
         return tensor(*shape, dtype=dtype, odd=call.odd) if given.get(name) else None
 
     start = tensor(b, k, dtype="int64") if given["init"] == "given" else None
-    launcher(call.launcher)(
+    tensors = Tensors(
         tensor(b, n, d, dtype=call.dtype, odd=call.odd),
         some("weighted", b, n),
         some("pool_weighted", b, n),
         some("masked", b, n, dtype="bool"),
         start,
-        k,
-        given["method"],
-        given["init"],
-        given["output"],
-        5,
     )
+    # The resident launcher is a whole operation, the streaming one is made of its primitives.
+    using = [STREAMING] if call.launcher == "streaming" else []
+    launcher(call.launcher)(tensors, Spec(k, given["method"], given["init"], given["output"], 5), *using)
 
 
 def _mean(call: Call, tensor: Make) -> None:

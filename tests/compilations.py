@@ -61,9 +61,11 @@ class Compilations:
         from benchmarks.launches import Launch, key
         from benchmarks.targets import TARGETS
         from tpkernels.ops import cluster
+        from tpkernels.ops.cluster import run
         from tpkernels.ops.eager import means as eager_means
         from tpkernels.ops.eager.attention import attention_torch
-        from tpkernels.ops.eager.samples import segment_sum
+        from tpkernels.ops.eager.primitives import EAGER
+        from tpkernels.ops.eager.segments import segment_sum
         from tpkernels.ops.gpu import attention as gpu_attention
         from tpkernels.ops.gpu import limits, resident, streaming
         from tpkernels.ops.gpu import means as gpu_means
@@ -79,14 +81,16 @@ class Compilations:
             setattr(gpu_means, name, choice)
             setattr(streaming, name, choice)
 
-        def twin(launcher: Any, *given: Any) -> Any:
-            launcher(*given)
-            x, start = given[0], given[4]
+        def twin(launcher: Any, tensors: Any, spec: Any, *using: Any) -> Any:
+            launched = launcher(tensors, spec, *using)
+            if using and not using[0].kernels:
+                return launched
+            start = tensors.start
             # A test may start from tokens that there are not.
-            start = None if start is None else start.clamp(0, max(x.shape[1] - 1, 0))
+            start = None if start is None else start.clamp(0, max(tensors.x.shape[1] - 1, 0))
             with _disable_current_modes():
-                found = cluster._cluster_torch(*given[:4], start, *given[5:])
-            return *found[:-1], totals(found[1], found[0].shape[1], given[2])
+                found = run(tensors._replace(start=start), spec, EAGER)
+            return found._replace(total=totals(found.source, spec.k, tensors.pool_weight))
 
         def means(launcher: Any, x: Any, label: Any, k: int, weight: Any) -> Any:
             launcher(x, label, k, weight)
@@ -103,7 +107,7 @@ class Compilations:
             return launched[0].copy_(out), launched[1] if significance is None else significance, launched[2].zero_()
 
         for module, name, stand_in in (
-            (resident, "cluster", twin), (streaming, "cluster", twin), (gpu_means, "cluster_mean", means),
+            (resident, "cluster", twin), (cluster, "run", twin), (gpu_means, "cluster_mean", means),
             (streaming, "cluster_mean", means), (gpu_attention, "attend", attention),
         ):  # fmt: skip
             setattr(module, name, functools.partial(stand_in, getattr(module, name)))

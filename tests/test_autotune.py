@@ -221,23 +221,26 @@ def test_the_heuristic_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ["ward", "kmedoids", "kmeans"])
 def test_forms_share_the_key(cache: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    from tpkernels.ops import cluster
+    from tpkernels.ops.gpu import resident
+    from tpkernels.ops.problem import Spec, Tensors
 
     asked: list[tuple] = []
 
-    def run(x: Tensor, weight: object, pool: object, mask: object, start: object, k: int, *kinds: object) -> None:
-        asked.append((tuning.resident_key(x.shape[1], k, x.shape[2], x.dtype, kinds[0]), mask is not None, *kinds))
+    def run(tensors: Tensors, spec: Spec) -> None:
+        _, n, d = tensors.x.shape
+        key = tuning.resident_key(n, spec.k, d, tensors.x.dtype, spec.method)
+        asked.append((key, tensors.mask is not None, spec.init, spec.output))
         raise StopIteration
 
-    monkeypatch.setattr(cluster.resident, "cluster", run)
+    monkeypatch.setattr(resident, "cluster", run)
     case = autotune._case(method, 2, 24, 8, 8)
     for call in tuner.forms(tuner.make_inputs(case, CPU), CPU):
         with pytest.raises(StopIteration):
             call()
     assert {key for key, *_ in asked} == {key_of(case)}
-    assert {output for *_, output, _ in asked} == {"center", "medoid", "mean"}
+    assert {output for *_, output in asked} == {"center", "medoid", "mean"}
     starts = {"ward"} if method == "ward" else {"ward", "farthest", "strided"}
-    assert {init for *_, init, _, _ in asked} >= starts and all(masked for _, masked, *_ in asked)
+    assert {init for *_, init, _ in asked} >= starts and all(masked for _, masked, *_ in asked)
 
 
 # The command line.

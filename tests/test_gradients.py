@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 import tpkernels
 from tpkernels import TokenPool
-from tpkernels.ops.cluster import cluster
 from tpkernels.ops.cluster_mean import cluster_mean, cluster_mean_backward
+
+cluster = torch.ops.tpkernels.cluster.default
 
 CLUSTERERS = ("ward", "kmeans", "kmedoids")
 METHODS = (*CLUSTERERS, "topk", "importance", "random", "grid", "bipartite")

@@ -25,8 +25,9 @@ from tolerances import (
 from torch import Tensor
 
 from tpkernels import reference
-from tpkernels.ops.cluster import cluster
-from tpkernels.ops.gpu.launch import Results
+from tpkernels.ops.problem import Results
+
+cluster = torch.ops.tpkernels.cluster.default
 
 pytestmark = KERNELS
 METHODS = ("ward", "kmeans", "kmedoids")
@@ -48,7 +49,7 @@ def run(
     """Clusters and pools with one weight; the results on the CPU."""
     x, weight, mask = (None if tensor is None else tensor.to(DEVICE) for tensor in (x, weight, mask))
     found = cluster(x, weight, weight, mask, None, k, method, init, output, max_iter, backend)
-    return tuple(result.cpu() for result in found)
+    return Results._make(result.cpu() for result in found)
 
 
 class Scratch:

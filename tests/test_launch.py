@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from tpkernels.ops.gpu import resident, resident_tiles
 from tpkernels.ops.gpu.limits import Limits, limits_of
+from tpkernels.ops.problem import Spec, Tensors
 
 pytestmark = KERNELS
 # What makes room or looks at it another way: none of it is work for a device.
@@ -150,10 +151,8 @@ class Problem:
         self.k, self.method, self.output = k, method, output
 
     def run(self, max_iter: int = 2) -> tuple[Tensor, ...]:
-        return resident.cluster(
-            self.x, self.weight, self.pool_weight, self.mask, self.start,
-            self.k, self.method, self.init, self.output, max_iter,
-        )  # fmt: skip
+        tensors = Tensors(self.x, self.weight, self.pool_weight, self.mask, self.start)
+        return resident.cluster(tensors, Spec(self.k, self.method, self.init, self.output, max_iter))
 
 
 CALLS = [
@@ -321,8 +320,7 @@ def test_nothing_but_the_kernels_runs(pair: tuple[str, str], output: str, way: i
 
 @pytest.mark.parametrize("method", ["ward", "kmeans", "kmedoids"])
 def test_backward_is_one_launch(method: str, way: int, launches: list[Spy.Launch]) -> None:
-    from tpkernels.ops.cluster import cluster
-
+    cluster = torch.ops.tpkernels.cluster.default
     x = torch.randn(2, 18, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE).requires_grad_()
     size = torch.ones(2, 18, device=DEVICE, requires_grad=True)
     weight = sized(None, gpu=size.detach())

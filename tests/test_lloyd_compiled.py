@@ -19,16 +19,16 @@ from torch import Tensor
 import tpkernels
 from benchmarks.timing import peak_cpu_mb
 from tpkernels import Clusters
-from tpkernels.ops.cpu import jit, lloyd_table
-from tpkernels.ops.cpu import lloyd as cpu_lloyd
-from tpkernels.ops.cpu import means as cpu_means
-from tpkernels.ops.cpu import threads as cpu_threads
+from tpkernels.ops import backends
 from tpkernels.ops.eager import distances
 from tpkernels.ops.eager import lloyd as eager_lloyd
-from tpkernels.ops.eager import means as eager_means
-from tpkernels.ops.eager.samples import prepare
+from tpkernels.ops.problem import Samples
 
-pytestmark = pytest.mark.skipif(not jit.available(), reason="numba is not installed")
+pytest.importorskip("numba")
+
+from tpkernels.ops.cpu import jit, members, nearest, tokens
+from tpkernels.ops.cpu import table as table_module
+from tpkernels.ops.cpu import threads as cpu_threads
 
 METHODS = ("kmeans", "kmedoids")
 CLUSTER = sys.modules["tpkernels.ops.cluster"]
@@ -76,11 +76,26 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Both:
 
     def run(function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, Any]:
         with monkeypatch.context() as patch:
-            patch.setattr(jit, "available", lambda: False)
+            patch.setattr(backends, "has_numba", lambda: False)
             twin = function(*arguments, **named)
         return function(*arguments, **named), twin
 
     return run
+
+
+def mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> Tensor:
+    """Means by what the torch backend takes."""
+    return backends.torch_primitives(x).mean(x, label, k, weight)[0]
+
+
+def medoids(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> Tensor:
+    """Medoids by what the torch backend takes."""
+    return backends.torch_primitives(x).nearest_members(x, label, k, weight)
+
+
+def prepared(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+    """Samples by what the torch backend takes."""
+    return backends.torch_primitives(x).prepare(x, weight, mask, k)
 
 
 def assert_same(found: Clusters, twin: Clusters) -> None:
@@ -126,7 +141,7 @@ def test_tokens_beyond_the_gram_matrix(method: str, both: Both, monkeypatch: pyt
     monkeypatch.setattr(eager_lloyd, "GRAM_LIMIT", 8)
     x, weight, mask = problems()["weights and mask"]
     for elements in (55, 500, 5000):
-        monkeypatch.setattr(cpu_lloyd, "TILE_ELEMENTS", elements)
+        monkeypatch.setattr(nearest, "TILE_ELEMENTS", elements)
         solve = getattr(tpkernels, method)
         assert_same(*both(solve, x, 11, weight, init="strided", mask=mask))
 
@@ -135,12 +150,12 @@ def test_tokens_beyond_the_gram_matrix(method: str, both: Both, monkeypatch: pyt
 def test_one_sample_beyond_the_gram_matrix(name: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products with all centres are kept, and made anew for those that moved; blocks' ends must not show."""
     monkeypatch.setattr(eager_lloyd, "GRAM_LIMIT", 1)
-    monkeypatch.setattr(lloyd_table, "BLOCK", 5)
+    monkeypatch.setattr(table_module, "BLOCK", 5)
     x, weight, mask = problems()[name]
     cases = ((1, "topk", 3), (11, "topk", 0), (11, "strided", 1), (11, "topk", 9), (40, "topk", 2))
     for i in range(len(x)):
         one, w, there = (None if part is None else part[i : i + 1] for part in (x, weight, mask))
-        assert lloyd_table.takes(one.float(), 40)
+        assert table_module.fits(one.float(), 40)
         for k, init, max_iter in cases:
             assert_same(*both(tpkernels.kmeans, one, k, w, init=init, max_iter=max_iter, mask=there))
 
@@ -166,7 +181,7 @@ def test_products_that_are_kept_are_those_of_the_centres() -> None:
     table = torch.zeros(12, 4)
     for turn in range(30):
         changed = torch.rand(12, generator=generator) < (1 if turn == 0 else 0.4)
-        count = lloyd_table.gather_rows(table, place, changed)
+        count = table_module.gather_rows(table, place, changed)
         assert count == int(changed.sum()) and place.sort().values.tolist() == list(range(12))
         assert sorted(place[changed].tolist()) == list(range(count))
         new = torch.randn(count, 4, generator=generator)
@@ -253,7 +268,7 @@ def test_means_of_labels(layout: str, dtype: torch.dtype, both: Both) -> None:
     x = torch.randn(3, 20, 5, generator=generator).masked_fill((label < 0)[..., None], torch.nan).to(dtype)
     weight = torch.rand(3, 20, generator=generator).masked_fill(label == 2, 0)
     for w in (None, weight, weight.to(dtype), weight[:, :1].expand(3, 20)):
-        found, twin = both(eager_means.cluster_mean, laid_out(x, layout), label, 7, w)
+        found, twin = both(mean, laid_out(x, layout), label, 7, w)
         assert found.dtype == twin.dtype == dtype
         assert_values(found, twin)
         assert not found[:, 4].any()
@@ -263,9 +278,9 @@ def test_labels_beyond_the_clusters_raise() -> None:
     """The loops would write there."""
     x, label = torch.zeros(1, 3, 2), torch.tensor([[0, 5, 1]])
     for call in (
-        lambda: eager_means.cluster_mean(x, label, 5),
-        lambda: eager_means.nearest_members(x, label, 5, None),
-        lambda: cpu_means.objective(x, torch.zeros(1, 5, 2), label, None),
+        lambda: tokens.cluster_mean(x, label, 5, None),
+        lambda: members.nearest_members(x, label, 5, None),
+        lambda: tokens.objective(x, torch.zeros(1, 5, 2), label, None),
     ):
         with pytest.raises(IndexError, match="expected -1 to 4, got 5"):
             call()
@@ -275,7 +290,7 @@ def test_means_of_single_tokens_are_the_tokens() -> None:
     x = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(4))
     weight = torch.rand(2, 9, generator=torch.Generator().manual_seed(5)) + 1e-3
     label = torch.arange(9).expand(2, 9)
-    assert torch.equal(eager_means.cluster_mean(x, label, 9, weight), x)
+    assert torch.equal(tokens.cluster_mean(x, label, 9, weight), x)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -285,7 +300,7 @@ def test_medoids_of_labels(layout: str, both: Both) -> None:
         problem = make(seed, 3, 24, 3, 7, weighted=seed % 2 == 0, zeros=seed % 4 == 0, duplicates=True)
         label = torch.randint(-1, 9, (3, 24), generator=torch.Generator().manual_seed(seed))
         x = laid_out(problem.x, layout)
-        found, twin = both(eager_means.nearest_members, x, label, 10, problem.weight)
+        found, twin = both(medoids, x, label, 10, problem.weight)
         assert torch.equal(found, twin)
         assert bool((found[:, 9] == 24).all())
 
@@ -294,11 +309,11 @@ def test_the_lower_of_two_equal_tokens_is_the_medoid() -> None:
     x = torch.tensor([[0.0, 0.0], [3.0, 1.0], [3.0, 1.0], [0.0, 4.0]])[None]
     weight = torch.tensor([[1.0, 0.2, 0.9, 1.0]])
     label = torch.tensor([[0, 1, 1, 2]])
-    assert eager_means.nearest_members(x, label, 3, weight).tolist() == [[0, 1, 3]]
+    assert members.nearest_members(x, label, 3, weight).tolist() == [[0, 1, 3]]
     # Of two that differ, the heavier; of two that weigh the same, the lower.
     label = torch.tensor([[0, 0, 1, 1]])
-    assert eager_means.nearest_members(x, label, 2, weight).tolist() == [[0, 3]]
-    assert eager_means.nearest_members(x, label, 2, None).tolist() == [[0, 2]]
+    assert members.nearest_members(x, label, 2, weight).tolist() == [[0, 3]]
+    assert members.nearest_members(x, label, 2, None).tolist() == [[0, 2]]
 
 
 def test_the_objective() -> None:
@@ -312,7 +327,7 @@ def test_the_objective() -> None:
         for w in (None, weight):
             expected = distances.objective(x, centre, label, w)
             for layout in LAYOUTS:
-                found = cpu_means.objective(laid_out(x, layout), centre, label, w)
+                found = tokens.objective(laid_out(x, layout), centre, label, w)
                 assert found.dtype == dtype
                 assert_values(found, expected)
 
@@ -321,7 +336,7 @@ def test_the_objective() -> None:
 def test_prepared_samples(name: str, both: Both) -> None:
     x, weight, mask = problems()[name]
     for layout in LAYOUTS:
-        found, twin = both(prepare, laid_out(x, layout), weight, mask, 11)
+        found, twin = both(prepared, laid_out(x, layout), weight, mask, 11)
         for field, one, other in zip(found._fields, found, twin, strict=True):
             assert (one is None) == (other is None), field
             if one is None:
@@ -358,11 +373,11 @@ def test_a_fresh_process_finds_the_loops_compiled(tmp_path: Path) -> None:
     """Compiling takes seconds: a second process must not need to."""
     code = """
 import sys, torch
-from tpkernels.ops import lloyd_loops, pooling, token_loops
+from tpkernels.ops.cpu import members, tokens
 label = torch.tensor([[0, 1, 0]])
-pooling.nearest_members(torch.ones(1, 3, 2), label, 2, None)
-pooling.cluster_mean(torch.ones(1, 3, 2), label, 2)
-for loop in (lloyd_loops.nearest_members, token_loops.means):
+members.nearest_members(torch.ones(1, 3, 2), label, 2, None)
+tokens.cluster_mean(torch.ones(1, 3, 2), label, 2, None)
+for loop in (members.write_medoids, tokens.write_means):
     sys.stdout.write(f"{sum(loop.stats.cache_hits.values())}{sum(loop.stats.cache_misses.values())} ")
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}

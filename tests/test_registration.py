@@ -12,8 +12,9 @@ from torch import Tensor
 
 import tpkernels
 from tpkernels import TokenPool
-from tpkernels.ops.cluster import cluster
-from tpkernels.ops.cluster_mean import cluster_mean, cluster_mean_backward
+from tpkernels.ops.cluster_mean import cluster_mean_backward
+
+cluster, cluster_mean = torch.ops.tpkernels.cluster.default, torch.ops.tpkernels.cluster_mean.default
 
 BACKENDS = ["torch", pytest.param("triton", marks=KERNELS)]
 CLUSTERERS = ("ward", "kmeans", "kmedoids")

@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tpkernels import Clusters
-from tpkernels.ops.cluster import _cluster_torch
+from tpkernels.ops import cluster
 from tpkernels.ops.cluster_mean import mean_backward_torch
 from tpkernels.ops.eager.means import cluster_mean
+from tpkernels.ops.eager.primitives import EAGER
 from tpkernels.ops.gpu import means, streaming
 from tpkernels.ops.gpu.limits import Limits
+from tpkernels.ops.problem import Spec, Tensors
 
 pytestmark = KERNELS
 METHODS = ("kmeans", "kmedoids")
@@ -69,10 +71,10 @@ def run(
     """The streaming kernels, or their torch twin, on the device; the results on the CPU."""
     there = [None if t is None else t.to(DEVICE) for t in (weight, pool_weight, mask)]
     start = init.to(DEVICE) if isinstance(init, Tensor) else None
-    call = _cluster_torch if twin else streaming.cluster
     name = "given" if isinstance(init, Tensor) else init
     here = x if x.device.type == DEVICE else x.to(DEVICE)
-    found = call(here, *there, start, min(k, x.shape[1]), method, name, output, max_iter)
+    spec = Spec(min(k, x.shape[1]), method, name, output, max_iter)
+    found = cluster.run(Tensors(here, *there, start), spec, EAGER if twin else streaming.STREAMING)
     return Found(*(field.cpu() for field in found))
 
 

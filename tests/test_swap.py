@@ -15,7 +15,7 @@ from torch import Tensor
 
 import tpkernels
 from tpkernels import reference
-from tpkernels.ops.cpu import jit
+from tpkernels.ops import backends
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from deit.model import DeiT, DeiTConfig
@@ -33,7 +33,7 @@ def swapped(problem: Problem, path: str = "loops", **options: object) -> tpkerne
     """Refined clusters of a problem, computed one way."""
     with pytest.MonkeyPatch.context() as patch:
         if path != "loops":
-            patch.setattr(jit, "available", lambda: False)
+            patch.setattr(backends, "has_numba", lambda: False)
         if path == "twin without looking":
             patch.setattr(SWAP, "may_look", lambda x: False)
         return tpkernels.kmedoids(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import tpkernels
 from tpkernels import Clusters, reference
-from tpkernels.ops.cpu import jit
+from tpkernels.ops import backends
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # The objective may be so much above scipy's, relatively: rounding breaks other ties.
@@ -38,8 +38,8 @@ KERNEL_LOSS = 1e-7
 def rounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which implementation runs."""
     if request.param == "operations":
-        monkeypatch.setattr(jit, "available", lambda: False)
-    elif request.param == "compiled" and not jit.available():
+        monkeypatch.setattr(backends, "has_numba", lambda: False)
+    elif request.param == "compiled" and not backends.has_numba():
         pytest.skip("numba is not installed")
     elif request.param == "compiled" and CUDA:
         pytest.skip("the compiled loop is for CPUs")
@@ -320,7 +320,7 @@ def test_both_implementations_agree(rounds: str, monkeypatch: pytest.MonkeyPatch
     for w, m in itertools.product((None, weight), (None, mask)):
         loops = tpkernels.ward(x, 50, w, mask=m)
         with monkeypatch.context() as patch:
-            patch.setattr(jit, "available", lambda: False)
+            patch.setattr(backends, "has_numba", lambda: False)
             operations = tpkernels.ward(x, 50, w, mask=m)
         torch.testing.assert_close(loops.loss, operations.loss, rtol=EXACT, atol=0)
         assert torch.equal(loops.assignment, operations.assignment)

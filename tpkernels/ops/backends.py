@@ -21,10 +21,9 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RESIDENT_TOKENS = 1024
 # Channels of a head that a program holds at a time; see kernels/attention.py.
 ATTENTION_CHANNELS = 256
-# The first release whose loops can be told to keep nothing in registers from one sample to the next.
+# The first release with `disable_licm`, without which loops keep a sample's values in registers.
 TRITON_NEEDED = (3, 5)
-# The first release whose interpreter works with a NumPy that no longer turns arrays of one number into one, and that
-# NumPy.
+# NumPy 2.4 no longer converts arrays of one element to scalars; Triton's interpreter can do without from 3.7 on.
 TRITON_INTERPRETS, NUMPY_STRICT = (3, 7), (2, 4)
 
 
@@ -42,7 +41,7 @@ def _release(package: str, unknown: tuple[int, ...] | None) -> tuple[int, ...] |
         return unknown
 
 
-# A Triton without metadata is its developer's, and new.
+# A Triton without metadata is a build from source: take it for new enough.
 TRITON_RELEASE, NUMPY_RELEASE = _release("triton", TRITON_NEEDED), _release("numpy", ()) or ()
 
 

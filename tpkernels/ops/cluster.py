@@ -119,7 +119,7 @@ def run(tensors: Tensors, spec: Spec, using: Primitives) -> Results:
     for first, stop in pairwise(b * i // count for i in range(count + 1)):
         part = _run(tensors.part(first, stop), spec, using)
         for all_of, one in zip(whole, part, strict=True):
-            # Losses, heights or medoids that nothing asks for have no rows.
+            # A result that was not asked for has no rows.
             all_of[first:stop] = one
         # Free the chunk before the next one is made.
         del part, one

@@ -96,7 +96,7 @@ def mean_backward_torch(
     if x is None or mean is None or weight is None:
         return grad_x, grad.new_empty(0)
     gap = torch.where(inside[..., None], x.to(dtype) - of_cluster(mean.to(dtype), label), 0)
-    # Equal weights stand in where all are 0: those do not depend on the weights.
+    # Where all weights are 0 the members count equally, so the mean does not depend on the weights.
     live = inside & (weight.to(dtype) == shared)
     grad_weight = torch.where(live, (wide * gap).sum(-1) / total, 0)
     return grad_x, grad_weight.to(weight.dtype)

@@ -13,9 +13,9 @@ from torch import Tensor
 from . import threads
 from .loop_store import store
 
-# A thread is worth starting for so many numbers: it costs about as long as reading them.
+# Starting a thread takes about as long as reading this many numbers.
 SHARE_ELEMENTS = 1 << 18
-# Ranges that samples are parted into for a few threads, a multiple of their number; many threads take one each.
+# Ranges of samples to share among a few threads, a multiple of their number; many threads take one range each.
 RANGES = 16
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..eager import lloyd as eager
-from ..eager.lloyd import GRAM_LIMIT, Steps
+from ..eager.lloyd import Steps
 from ..eager.means import TIE
 from ..problem import Found, Samples, Spec
 from . import table
@@ -26,7 +26,7 @@ from .nearest import assign, nearest, take
 from .swap import swap
 from .tokens import cluster_mean, loop_inputs, moved_means
 
-# The Gram matrix costs N^2 D and saves K-Means N K D in every assignment: up to so many tokens to a cluster it pays.
+# The Gram matrix costs N^2 D and saves N K D in every assignment: it pays up to this many tokens per cluster.
 GRAM_SHARE = 6
 STEPS = Steps(nearest, cluster_mean, moved_means, nearest_members)
 
@@ -39,13 +39,13 @@ def lloyd(_: Tensor, samples: Samples, start: Tensor, spec: Spec) -> Callable[[]
 def kmeans(samples: Samples, start: Tensor, spec: Spec) -> Found:
     """K-Means from the means of the labeled tokens of `start` [B, N]."""
     x, k = samples.x, spec.k
-    if x.shape[1] > min(GRAM_LIMIT, k * GRAM_SHARE):
+    if x.shape[1] > min(eager.GRAM_LIMIT, k * GRAM_SHARE):
         if not table.fits(x, k):
             return eager.kmeans(samples, start, spec, STEPS)
         return eager.numbered(samples, *table.kmeans(samples, start, spec))
     b, _, d = x.shape
     label, source, n_iter = writable(start), writable(start), start.new_zeros(b)
-    # Centers are written where a cluster lost its members alone.
+    # Only centers of clusters that lost their members are written.
     lost, kept = torch.zeros(b, k, dtype=torch.bool), x.new_empty(b, k, d)
     _run(run_kmeans, samples, torch.bmm(x, x.mT), [label, source, kept, lost, n_iter, spec.max_iter], k)
     return Found(label, n_iter, source, kept=kept, lost=lost)
@@ -55,7 +55,7 @@ def kmedoids(samples: Samples, start: Tensor, spec: Spec) -> Found:
     """K-Medoids from the medoids of the labeled tokens of `start` [B, N]."""
     x, k = samples.x, spec.k
     b, n = start.shape
-    if n > GRAM_LIMIT and not spec.swaps:
+    if n > eager.GRAM_LIMIT and not spec.swaps:
         return eager.kmedoids(samples, start, spec, STEPS)
     gram = torch.bmm(x, x.mT)
     label, n_iter, medoid = writable(start), start.new_zeros(b), start.new_full((b, k), n)
@@ -109,7 +109,7 @@ def run_kmedoids(
         k, gram, label = wanted[s], grams[s], labels[s]
         if k == 0:
             continue
-        # A slot without a token to start from takes none.
+        # A slot that no token starts stays empty: its half norm is infinite.
         medoid[:] = n
         place[:] = 0
         half[:] = np.inf
@@ -162,7 +162,7 @@ def run_kmeans(
     order, begin, new = np.empty(n, np.int64), np.empty(width + 1, np.int64), np.empty(width, np.int64)
     share, best = np.empty(n, tokens.dtype), np.empty(n, tokens.dtype)
     rows, half, place = np.empty((width, n), tokens.dtype), np.empty(width, tokens.dtype), np.arange(width)
-    # Of clusters that lost their members: rows and half are all that the iterations need.
+    # Needed only for clusters that lost their members: iterations read rows and half.
     center = np.empty((width, d), tokens.dtype)
     fresh, changed = np.empty(n, np.int32), np.empty(width, np.bool_)
     for s in range(first, last):

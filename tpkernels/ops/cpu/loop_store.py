@@ -13,7 +13,7 @@ from filelock import FileLock
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 LOCK_NAME = "tpkernels.lock"
-# Writing and reading take milliseconds; a lock that is held for longer is not worth waiting for.
+# A store takes milliseconds; after this long, compiling is faster than waiting.
 LOCK_SECONDS = 20.0
 
 

@@ -87,7 +87,7 @@ def medoid_of(x: Any, weight: Any, members: Any, tie: float, share: Any, mean: A
     if len(members) == 1:
         return members[0]
     if len(members) == 2:
-        # Their costs are in the ratio of the squared weights; equal tokens have none.
+        # Two members' costs are in the ratio of the squared weights of the other one; equal tokens cost 0.
         a, b = members[0], members[1]
         return b if weight[b] > weight[a] * np.sqrt(slack) and sqdist(x[a], x[b]) > 0 else a
     weighted_mean(x, weight, members, share, mean)

@@ -40,7 +40,7 @@ def assign(table: Any, at: int, place: Any, half: Any, k: int, best: Any, label:
     best[:] = np.inf
     label[:] = 0
     for slot in range(0, k, 4):
-        # Four slots to one pass over best and label. The last one, repeated, is never below itself.
+        # Four slots per pass over best and label; at the end the last slot repeats, which changes nothing.
         b, c, d = min(slot + 1, k - 1), min(slot + 2, k - 1), min(slot + 3, k - 1)
         a_half, b_half, c_half, d_half = half[slot], half[b], half[c], half[d]
         a_row, b_row = table[place[slot]][at : at + len(best)], table[place[b]][at : at + len(best)]

@@ -46,7 +46,7 @@ def find(i: int, distance: Any, medoid: Any, k: int, far: Any, near: Any, second
     near[i] = second[i] = np.inf
     owner[i] = other[i] = -1
     for slot in range(k):
-        # Place N is no token: a slot that holds it waits for its first.
+        # Index N means no medoid yet.
         d = distance[medoid[slot], i] if medoid[slot] < len(distance) else near.dtype.type(np.inf)
         if d < near[i]:
             second[i], other[i] = near[i], owner[i]
@@ -127,7 +127,7 @@ def run_swaps(
             weight[i] = weights[s, i] if valid[s, i] else kind(0)
             find(i, distance, medoid, k, far, near, second, owner, other)
         loss = costs(weight, near, second, owner, removal)
-        # As many candidates in a row without a swap as there are tokens: nothing is left to gain.
+        # All tokens in a row without a swap: no swap helps.
         idle = 0
         for turn in range(passes * n):
             candidate = turn % n

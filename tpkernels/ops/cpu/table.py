@@ -18,11 +18,11 @@ from .members import sort_members, weighted_mean
 from .nearest import assign, take
 from .tokens import loop_inputs
 
-# Products that are kept.
+# Most products that are kept, 16 MB in float32.
 TABLE_ELEMENTS = 1 << 22
-# Columns beside the tokens': rows a power of two apart would share few places of the cache.
+# Extra columns, so that rows are not a power of two apart and share few cache sets.
 PAD = 16
-# Tokens that are assigned together.
+# Tokens in a block of the assignment.
 BLOCK = 1024
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-# Of plain threads, two are no faster than one beside torch's spinning second thread.
+# Two plain threads are no faster than one: torch's second thread spins on the other core.
 LEAST_PLAIN = 3
 
 
@@ -24,7 +24,7 @@ LEAST_PLAIN = 3
 def openmp() -> Any:
     """OpenMP's entry for a parallel region, of the runtime that torch uses; None where it has no such entry."""
     try:
-        # The symbol is looked for in everything that this library depends on.
+        # Symbols of a library's dependencies are found through it.
         entry = ctypes.CDLL(torch._C.__file__).GOMP_parallel
     except (OSError, AttributeError):
         return None
@@ -56,7 +56,7 @@ def share(work: Callable[..., None], items: Iterable[tuple[Any, ...]], threads: 
     if parallel is not None and threads > 1:
         parallel(_BODY(run), None, max(threads, torch.get_num_threads()), 0)
     elif threads >= LEAST_PLAIN:
-        # No lock is held: plain threads share the items, in any process and under any other pool.
+        # The loops release Python's lock, so plain threads run in parallel.
         with ThreadPoolExecutor(threads - 1) as pool:
             for _ in range(threads - 1):
                 pool.submit(run)

@@ -15,7 +15,7 @@ from ..eager.ward import MASS_FLOOR
 from ..problem import Found, Samples
 from .jit import jit, jit_without_nan, over_samples
 
-# Squares of a matrix that are turned over at a time: rows and columns of both fit the nearest cache.
+# Side of the tiles that are transposed: a tile and its mirror image fit the first-level cache.
 TILE = 16
 
 
@@ -134,7 +134,7 @@ def rounds_of(
             if turn[i] == 0 and least[i] < limit:
                 j = neighbour[i]
                 opened = True
-                # Pairs merge in the order of their lower index; what is compared is from before the round.
+                # Pairs are chosen from the costs before the round, and merge in the order of their lower index.
                 if i < j and neighbour[j] == i and not merged[i] and not merged[j]:
                     merged[i] = True
                     merged[j] = True
@@ -143,7 +143,7 @@ def rounds_of(
         if not opened:
             break
         if mergers + found >= want:
-            # No merger above the want-th lowest is in the cut, and none below it follows from one above.
+            # Only the want lowest mergers are cut, and none of them needs a higher one first.
             limit = np.sort(made[: mergers + found])[want - 1]
         if found > 0:
             rounds += 1
@@ -159,7 +159,7 @@ def rounds_of(
                     parent[j], height[j], turn[j], below[i] = i, at, rounds, at
                     made[mergers] = at
                     mergers += 1
-        # A neighbour stays valid unless it merged. Rounding can leave no mutual pair: then look at all rows.
+        # A neighbour stays the nearest until it merges. If rounding left no mutual pair, rescan all rows.
         for i in range(n):
             if turn[i] > 0:
                 least[i] = np.inf
@@ -178,7 +178,7 @@ def cut(
     """
     n = len(label)
     gone = np.flatnonzero(turn)
-    # First by turn and index, then by height: the second sort keeps the order of the first.
+    # By height, then turn, then index: the last sort is stable.
     gone = gone[np.argsort(turn[gone] * n + gone)]
     gone = gone[np.argsort(height[gone], kind="mergesort")]
     for place in range(want, len(gone)):

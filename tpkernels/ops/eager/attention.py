@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..context import compute_dtype, full_precision, may_look, transformed
 
-# Probabilities that exist at a time: few enough for a CPU's outer cache, and rows enough for a product to be worth it.
+# Probabilities held at a time: they fit a CPU's last-level cache, in rows enough for an efficient product.
 CHUNK_ELEMENTS = 1 << 20
 LEAST_ROWS = 64
-# A CPU takes samples together only while they are small: the heads of one need no copy, and fit a closer cache.
+# A CPU takes several samples together only while they are small: the heads of a large one need no copy.
 CPU_SAMPLE_ELEMENTS = 1 << 16
 
 
@@ -57,7 +57,7 @@ def attention_torch(
     with full_precision(q):
         if not need_significance:
             return _without_dead(_sdpa(q, k, v, bias, scale), alive, differentiable), None
-        # The loop over samples is one operation to a compiler, which may not know how many there are.
+        # A compiler sees the loop over samples as one operation: their number may be unknown to it.
         attend = _attend(q)
         if differentiable:
             dtype = compute_dtype(q)
@@ -91,11 +91,11 @@ def _sizes_and_bias(
     else:
         return None, None, None
     bias = size.log()
-    # A row of -inf has no softmax. Samples without keys get one that does not matter: their rows are zeroed.
+    # The softmax of a row of -inf is NaN: samples without keys get a bias of 0, and their rows are zeroed after.
     any_key = (size > 0).any(1, keepdim=True)
     bias = torch.where(any_key, bias, 0)
     alive = any_key.expand_as(size) if mask is None else any_key & mask
-    # To look at the values costs nothing on a CPU, and spares a pass over out.
+    # On a CPU the test costs little and may save a pass over out.
     return size, bias, None if may_look(alive) and bool(alive.all()) else alive
 
 

@@ -46,7 +46,7 @@ def _gumbel(n: int, seed: int, device: torch.device) -> Tensor:
 
 def _keep_highest(samples: Samples, score: Tensor, k: int) -> Tensor:
     if samples.valid is not None:
-        # Below every score, that of a token without weight (log 0) included.
+        # Padding ranks below every score, log 0 of a token without weight included.
         score = score.double().clamp(min=torch.finfo(torch.float64).min).masked_fill(~samples.valid, -torch.inf)
     return labels_of(highest(score, k), score.shape[1], samples.k)
 
@@ -97,7 +97,7 @@ def bipartite(
     """
     x = samples.x
     n = x.shape[1]
-    # Cosines are of the tokens as they came: without their mean they would mean something else.
+    # Cosines of the tokens as they came, with their mean.
     metric = x + samples.offset if metric is None else metric
     metric = torch.where(samples.finite[:, None, None], metric.to(compute_dtype(x)), 0)
     if samples.valid is not None:
@@ -105,7 +105,7 @@ def bipartite(
     label = samples.rank if samples.valid is None else samples.rank.masked_fill(~samples.valid, -1)
     most, left = n, samples.n_valid
     while most > k:
-        # At least half of the surplus over half the tokens goes in each pass: the number of passes depends on shapes.
+        # Each pass removes half of the tokens at most, so the number of passes depends on shapes alone.
         merged, _ = mean(metric, label, most, samples.weight)
         matched, left = _match(merged, left, samples.k)
         label = torch.where(label < 0, label, matched.gather(1, label.clamp(min=0)))

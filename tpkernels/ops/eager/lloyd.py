@@ -94,7 +94,7 @@ def nearest(x: Tensor, center: Tensor, dead: Tensor) -> Tensor:
     """
     b, n, _ = x.shape
     half_norm = (center.square().sum(-1) / 2).masked_fill(dead, torch.inf)
-    # ONNX is to take any batch: tiles would depend on it.
+    # No tiles in ONNX: their number would depend on the batch.
     tile = n if torch.onnx.is_in_onnx_export() else max(1, TILE_ELEMENTS // max(1, b * center.shape[1]))
     slots = [
         torch.baddbmm(half_norm[:, :, None], center, x[:, i : i + tile].mT, alpha=-1).min(1).indices

@@ -47,8 +47,8 @@ def nearest_members(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> 
     n = x.shape[1]
     mean = cluster_mean(x, label, k, weight)
     cost = torch.linalg.vector_norm(of_cluster(mean, label).sub_(x), dim=-1).square()
-    # The costs of two members are in the ratio of their squared weights, the other way round: rounding must not choose.
-    # Equal tokens have equal costs, rounded or not.
+    # Two members' costs are in the ratio of the squared weights of the other one: computed so, rounding cannot choose.
+    # Equal tokens have equal costs already.
     weight, total = member_weight(weight, label, k, x.dtype)
     other = 1 - weight / of_cluster(total, label).clamp(min=torch.finfo(x.dtype).tiny)
     both = of_cluster(segment_sum(cost, label, k), label)

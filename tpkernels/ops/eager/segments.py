@@ -19,13 +19,13 @@ def segment_sum(values: Tensor, label: Tensor, k: int) -> Tensor:
     tail = values.shape[2:]
     values = values.reshape(b, n, tail.numel())
     if values.is_cuda and values.is_floating_point():
-        # Float atomics would make the sum depend on timing; a product with the indicator does not.
+        # Atomic adds of floats depend on timing; a product with the indicator matrix is deterministic.
         member = torch.zeros(b, k + 1, n, dtype=values.dtype, device=values.device)
         member.scatter_(1, torch.where(label < 0, k, label)[:, None], 1)
         return torch.bmm(member[:, :k], values).view(b, k, *tail)
     out = values.new_zeros(b * k + 1, values.shape[2])
     index = segment_ids(label, k)[:, None].expand(-1, values.shape[2])
-    # Not in place, for under vmap the sums may be many where the zeros are one.
+    # Out of place: under vmap the values may be batched where the zeros are not.
     return out.scatter_add(0, index, values.reshape(b * n, tail.numel()))[: b * k].view(b, k, *tail)
 
 

@@ -21,7 +21,7 @@ def labels_of(indices: Tensor, n: int, k: Tensor) -> Tensor:
     """
     b, width = indices.shape
     slot = torch.arange(width, device=indices.device)
-    # Column n takes the ignored ones.
+    # Column n collects the ignored indices.
     chosen = torch.zeros(b, n + 1, dtype=torch.bool, device=indices.device)
     chosen = chosen.scatter(1, torch.where(slot < k[:, None], indices, n), True)[:, :n]
     return torch.where(chosen, chosen.cumsum(1) - 1, -1)

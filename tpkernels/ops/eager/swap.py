@@ -18,9 +18,9 @@ from ..problem import Found, Samples
 from .numbering import canonical_order, renumber
 from .segments import segment_sum
 
-# All tokens are tried at most so many times.
+# Passes over all tokens, at most.
 PASSES = 8
-# A swap must lower the loss by this share of it: rounding does not.
+# Least share of the loss that a swap must gain, above what rounding gains.
 LEAST_GAIN = {torch.float32: 2.0**-20, torch.float64: 2.0**-44}
 
 
@@ -44,7 +44,7 @@ def numbered(found: Found, label: Tensor, medoid: Tensor, count: Tensor) -> Foun
 def own(samples: Samples, label: Tensor, medoid: Tensor) -> Tensor:
     """Gives every medoid its own cluster, among equal tokens too."""
     slot = torch.arange(medoid.shape[1], device=label.device).expand_as(medoid)
-    # Place N takes the slots without a medoid.
+    # Column N collects the slots without a medoid.
     label = torch.cat([label, label[:, :1]], 1).scatter(1, medoid, slot)[:, : label.shape[1]]
     return samples.only_valid(label)
 
@@ -116,7 +116,7 @@ def _state(distance: Tensor, medoid: Tensor, weight: Tensor) -> _State:
     row = distance.gather(1, medoid.clamp(max=n - 1)[..., None].expand(b, k, n))
     row = row.masked_fill((medoid == n)[..., None], torch.inf)
     near, label = row.min(1)
-    # Without a second medoid one is as far as anything.
+    # With one medoid alone the second is as far as the farthest token.
     far = distance.amax((1, 2))[:, None]
     second = torch.minimum(row.scatter(1, label[:, None], torch.inf).amin(1), far)
     removal = segment_sum(weight * (second - near), label, k)

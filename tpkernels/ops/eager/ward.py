@@ -18,7 +18,7 @@ from torch import Tensor
 from ..problem import Found, Samples
 
 MASS_FLOOR = 1e-6
-# On an accelerator the end is looked for only every so many rounds: looking waits for the device.
+# On an accelerator the end is tested only every few rounds, since the test waits for the device.
 ROUNDS_BETWEEN_LOOKS = 4
 
 
@@ -121,8 +121,8 @@ def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor
     index = torch.arange(n + 1, device=device).expand(b, n + 1)
     least, neighbour = (t.view(b, n + 1) for t in _nearest(cost.view(-1, n + 1), index.flatten()))
 
-    # A token that is merged away keeps its parent, the height and the turn of that merger; `below` is the height of a
-    # live cluster's own last one, which no later one may go under.
+    # parent, height and gone describe the merger that removed a token; `below` is the height of a live cluster's last
+    # merger, a lower bound for its next.
     parent = index.clone()
     height = torch.full((b, n + 1), torch.inf, dtype=x.dtype, device=device)
     below = torch.zeros_like(height)
@@ -144,7 +144,7 @@ def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor
         rounds += first.any(1)
         limit = torch.where(wanted > 0, _wanted_height(height[:, :n], wanted), limit)
 
-        # A neighbour stays valid unless it merged. Rounding can leave a sample without a mutual pair: look at all rows.
+        # A neighbour stays the nearest until it merges. Where rounding left no mutual pair, rescan all rows.
         merged = first | (gone == turn)
         stale = merged.gather(1, neighbour) | (open_rows.any(1) & ~first.any(1))[:, None]
         least.masked_fill_(gone > 0, torch.inf)
@@ -156,7 +156,7 @@ def _merge(cost: Tensor, mass: Tensor, row: Tensor, i: Tensor, j: Tensor) -> Non
     """Merges the pairs (i, j) of samples `row` into i, in place: costs [B, N + 1, N + 1] and masses [B, N + 1]."""
     index = torch.arange(mass.shape[1], device=mass.device)
     between = cost[row, i, j]
-    # What each cluster merges with in this round (itself: nothing), and the cost of that merger.
+    # The partner of each cluster in this round (itself for none), and the cost of merging with it.
     partner = index.repeat(mass.shape[0], 1)
     partner[row, i] = j
     pair = torch.zeros_like(mass)
@@ -168,7 +168,7 @@ def _merge(cost: Tensor, mass: Tensor, row: Tensor, i: Tensor, j: Tensor) -> Non
     other = partner[row]
     columns = _lance_williams(rows, rows.gather(1, other), pair[row], m, m.gather(1, other), m_i + m_j)
     cost[row, i] = torch.where(joins, columns, rows)
-    # Two merged clusters were computed from either side: the row of the higher index stands for both.
+    # Costs between two merged clusters were computed twice: keep the row of the higher index.
     rows = torch.where(joins & (index > i[:, None]), cost[row, :, i], cost[row, i])
     cost[row, i] = rows
     cost[row, :, i] = rows

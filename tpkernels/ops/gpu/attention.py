@@ -16,7 +16,7 @@ from .resident_tiles import MOST_REGISTERS
 
 # Channels that one load takes at most.
 VECTOR = 8
-# A head's blocks of queries share a program, and its keys, once every processor has so many heads.
+# Heads per processor from which one program takes all query blocks of a head and reads its keys once.
 PROGRAMS = 4
 
 
@@ -52,10 +52,10 @@ class _Call:
         self.tensors = q if key_size is None else key_size, q if flags is None else flags
         self.steps = *strides(key_size, 2), *strides(flags, 2)
         self.limits = limits_of(q.device)
-        # Triton knows of multiples of 16 alone, but a vector is 8 channels: heads of 72 would be read one by one.
+        # Triton knows multiples of 16 only, but a vector load is 8 channels: heads of 72 would load one by one.
         self.unit = math.gcd(VECTOR, d, e, *(step for x in rows for step in x.stride()[:3]))
         self.sizes = n, h, d // self.unit, e // self.unit
-        # All registers a thread may have: left alone, ptxas spills some to fit in one program more.
+        # Without a limit ptxas spills registers to fit one more program per multiprocessor.
         self.registers = {"maxnreg": MOST_REGISTERS} if q.is_cuda and self.limits.registers else {}
         self.widths = {"BD": power_of_two(d, 16), "BE": power_of_two(e, 16)}
         self.kinds: dict[str, Any] = {
@@ -127,7 +127,7 @@ def _rows(
 
     b, h, n, _ = q.shape
     blocks = -(-n // config.queries)
-    # A program a head, or where these are few, a program a block of queries; the bits are the same.
+    # One program per head; where heads are few, one per query block. The bits are the same.
     turns = blocks if b * h >= PROGRAMS * call.limits.processors else 1
     programs = -(-blocks // turns)
     partial = lse.new_empty(b, h, programs, n) if received else lse

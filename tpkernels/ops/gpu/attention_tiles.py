@@ -14,7 +14,7 @@ from .launch import power_of_two
 from .limits import Limits
 from .resident_tiles import LARGE_SHARED
 
-# Keys that a program holds a row of logits of, and as many of wavefronts of 64 lanes.
+# Most keys whose logits a program holds as a row, with warps of 32 lanes and of 64.
 ROW_KEYS, WIDE_WARP_ROW_KEYS = 288, 128
 
 
@@ -55,9 +55,9 @@ HALF = {
     ("key", 128): (Tiles(64, 32, 0, 8, 2), Tiles(32, 32, 0, 8, 2)),
     ("key", 256): (Tiles(64, 32, 0, 8, 2), Tiles(16, 32, 0, 8, 1)),
 }
-# Where tensor cores read both factors from shared memory, of which such devices have more, registers are left for more.
+# Tensor cores that read both factors from shared memory leave registers for larger tiles.
 LARGE = {("forward", 128): Tiles(128, 64, 0, 8, 2)}
-# Tensor cores take float32 as three products of two parts: few channels are in registers at a time.
+# float32 takes three products of split factors: fewer channels fit the registers at a time.
 FULL = {64: Tiles(32, 32, 32, 8, 2), 128: Tiles(32, 32, 32, 8, 2), 256: Tiles(16, 16, 32, 8, 1)}
 
 
@@ -74,7 +74,7 @@ def rows_config(n: int, d: int, e: int, dtype: torch.dtype, limits: Limits) -> R
     block_d, values = power_of_two(d, 16), power_of_two(e, 32)
     # Warps share out the keys of a row only where a block of outputs has fewer rows than channels.
     queries = min(32, values // 2)
-    # Keys, values, probabilities on their way into a product, and the next queries.
+    # Shared memory for keys, values, probabilities and the next queries.
     need = 2 * ((first + second) * (block_d + values) + queries * (first + block_d))
     most = ROW_KEYS if limits.warp == 32 else WIDE_WARP_ROW_KEYS
     fits = first + second <= most and block_d + values <= 256 and need <= limits.shared_bytes
@@ -93,7 +93,7 @@ def tiles_config(kernel: str, d: int, e: int, dtype: torch.dtype, limits: Limits
     if dtype == torch.float32 and kernel in ("query", "key"):
         chosen = chosen._replace(channels=16)
     if kernel == "key" and limits.warp == 64:
-        # Two sums a program: eight wavefronts would leave each lane too few registers.
+        # Two accumulators: eight wavefronts would leave each lane too few registers.
         chosen = chosen._replace(num_warps=4)
     return chosen
 

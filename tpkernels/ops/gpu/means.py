@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .launch import on_device, power_of_two, strides
 
-# Places of the sorted order that are averaged beforehand where one cluster has them all; a power of two.
+# Sorted tokens that are averaged beforehand where one cluster has all of them; a power of two.
 CHUNK = 128
 
 
@@ -59,7 +59,7 @@ def mean_config(n: int, k: int, d: int, gpu: bool) -> dict[str, int]:
     block_d = power_of_two(d, 16, 128)
     config = {"S": rows // r, "R": r, "BD": block_d, "num_warps": 8 if block_d == 128 else 2}
     if gpu and torch.version.hip is None:
-        # Left alone, ptxas spills a register here and there to fit in one program more.
+        # Without a limit ptxas spills registers to fit one more program per multiprocessor.
         config["maxnreg"] = 128
     return config
 
@@ -91,7 +91,7 @@ def segment_means(
     b, n, d = x.shape
     k = segments.bounds.shape[1] - 1
     config = mean_config(n, k, d, x.is_cuda)
-    # A chunk is one cluster's.
+    # A chunk belongs to one cluster.
     tiles = {name: value for name, value in config.items() if name != "S"}
     parts, chunks = -(-d // config["BD"]), n // CHUNK
     chunk_mean = torch.empty(b * chunks * d, dtype=torch.float32, device=x.device)

@@ -16,7 +16,7 @@ from .launch import interpreting, on_device, power_of_two, strides
 from .limits import Limits, limits_of
 from .resident_tiles import ResidentConfig, resident_config
 
-# What the resident programs may hold together, whatever the batch.
+# Scratch of all resident programs together, for any batch.
 SCRATCH_BYTES = 256 << 20
 # Up to this width a sample's matrix is small enough that one program makes, clusters and pools it.
 ONE_LAUNCH_WIDTH = 256
@@ -120,7 +120,7 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
     }  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if x.is_cuda and config.registers:
-        # Left alone, ptxas spills some registers to fit in one program more.
+        # Without a limit ptxas spills registers to fit one more program per multiprocessor.
         options["maxnreg"] = config.registers
     if x.is_cuda and ward:
         # A fused multiply-add rounds a distance and its mirror image differently, and Ward needs them equal.

@@ -14,7 +14,7 @@ from .limits import Limits
 
 # Shared memory of devices whose tensor cores read both factors from it.
 LARGE_SHARED = 200 << 10
-# A thread's registers are handed out in eights, and an instruction can name so many.
+# Registers are allocated to a thread in units of eight; an instruction can name 255.
 REGISTER_UNIT, MOST_REGISTERS = 8, 255
 
 
@@ -71,7 +71,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool
     large = limits.shared_bytes >= LARGE_SHARED
     channels = (64 if large else 32) * 2 // element
     if width < 128:
-        # Small samples give many lanes nothing to do, and make code that is as long.
+        # Small samples leave most lanes of many warps idle.
         shapes = [(4, 2048, 32, channels // 2, 2), (2, 1024, 32, channels // 2, 4), (4, 2048, 64, channels // 2, 2)]
     elif limits.warp > 32:
         shapes = [(4, 4096, 64, channels, 1), (4, 2048, 64, channels, 1), (8, 4096, 64, channels, 1)]

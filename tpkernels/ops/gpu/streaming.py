@@ -23,8 +23,8 @@ from .limits import Limits, limits_of
 from .means import cluster_mean, keys_of, labels_of, mean_config, segment_means, sort_by_cluster, token_tile
 from .resident_tiles import LARGE_SHARED
 
-# Tiles of the assignment: tokens, centers, warps, stages of loads in flight. The first that fits is taken. Large ones
-# are for devices whose tensor cores read both factors from shared memory, of which they have more than this.
+# Tiles of the assignment: tokens, centers, warps, stages of loads in flight. The first that fits is taken; the large
+# ones are for devices of at least LARGE_SHARED, whose tensor cores read both factors from shared memory.
 LARGE_TILES = ((128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 64, 4, 2), (32, 32, 4, 2), (16, 16, 4, 1))
 SMALL_TILES = ((128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), *LARGE_TILES[-2:])
 
@@ -44,9 +44,9 @@ def assign_config(b: int, n: int, k: int, d: int, limits: Limits) -> dict[str, i
     chosen = tiles[-1]
     for tile in tiles:
         bn, bk, _, stages = tile
-        # Wavefronts of 64 lanes keep the newest tile in registers.
+        # With wavefronts of 64 lanes the newest tile stays in registers.
         stages -= limits.warp == 64
-        # Both halves, of two bytes. Small devices hold tokens in registers and have one half pass by.
+        # High and low halves, two bytes each. Small devices hold tokens in registers and stream one half.
         need = 4 * step * ((bn if large else bn / 2) + stages * bk if hold else stages * (bn + bk))
         # Some compilers keep most of another stage of a wide loop in shared memory.
         need *= 1 if hold else 1.25
@@ -68,7 +68,7 @@ class _Search:
         self.mean = torch.empty(b, k, d, dtype=torch.float32, device=x.device)
         self.cost = torch.empty(b, n, dtype=torch.float32, device=x.device)
         self.least = torch.empty(b, k, dtype=torch.int32, device=x.device)
-        # N says that there is none.
+        # Index N: no medoid.
         self.medoid = torch.full((b, k), n, dtype=torch.int32, device=x.device)
 
     def run(self, key: Tensor, moving: Tensor) -> None:

@@ -28,7 +28,7 @@ class Override:
 
 
 _FORCED: ContextVar[Mapping[str, Override]] = ContextVar("forced configurations", default=MappingProxyType({}))
-# Two threads that ask first would both read, and both warn.
+# Without a lock two threads would both read the file, and both warn.
 _READING = threading.Lock()
 
 

@@ -26,13 +26,12 @@ from ...files import replace
 from .limits import Limits, limits_of
 from .resident_tiles import MOST_REGISTERS, ResidentConfig
 
-# Raised whenever a key or a field changes its meaning; part of the file's name, so that releases do not overwrite each
-# other's.
+# Raised when a key or a field changes its meaning. It is part of the file's name: releases keep files of their own.
 SCHEMA = 2
 VARIABLE = "TPKERNELS_CACHE"
-# Every key that there can be takes less.
+# All possible keys together take less.
 MOST_BYTES = 1 << 20
-# Lanes that a block may have, on every device.
+# Threads per block, on every device.
 MOST_LANES = 1024
 # A field's least and largest value, and whether it has to be a power of two. Products of tiles need 16 at least.
 RANGES = {
@@ -230,7 +229,7 @@ def write(device: torch.device | str, changes: Mapping[str, Mapping[str, int] | 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # A file of its own, which stays: the one that is replaced would be another file for the next in line.
+    # Lock a file that is never replaced: a lock on the replaced one would not exclude the next writer.
     handle = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if sys.platform == "win32":
@@ -243,5 +242,5 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        # Which also unlocks it.
+        # Closing unlocks.
         os.close(handle)
