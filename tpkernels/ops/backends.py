@@ -14,9 +14,9 @@ from .gpu.limits import Limits, limits_of
 BACKENDS = ("auto", "torch", "triton")
 CLUSTERERS = ("ward", "kmeans", "kmedoids")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# One program holds a row of so many distances at a time; see kernels/resident.py.
+# One program holds a row of so many distances at a time; see kernels/resident/cluster.py.
 RESIDENT_TOKENS = 1024
-# Channels of a head that a program holds at a time; see kernels/attention.py.
+# Channels of a head that a program holds at a time; see kernels/attention/rows.py.
 ATTENTION_CHANNELS = 256
 # The first release whose loops can be told to keep nothing in registers from one sample to the next.
 TRITON_NEEDED = (3, 5)

@@ -1,8 +1,8 @@
 """K-Means and K-Medoids of many tokens on the GPU: a fixed number of launches per iteration, nothing of N x K.
 
-An iteration is one pass of `kernels.streaming` for the nearest centres, a sort of the tokens by cluster, and the means
-of the segments; K-Medoids then looks for the members nearest to them. Which samples still move is known on the device
-alone: launches pass over those that stand still, and nobody waits to ask.
+An iteration is one pass of `kernels.streaming.assign` for the nearest centers, a sort of the tokens by cluster, and the
+means of the segments; K-Medoids then looks for the members nearest to them. Which samples still move is known on the
+device alone: launches pass over those that stand still, and nobody waits to ask.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class _Search:
 
     def run(self, key: Tensor, moving: Tensor) -> None:
         """Finds the medoids [B, K] of samples that move; clusters without members keep theirs."""
-        from ...kernels.members import medoid_kernel
-        from ...kernels.segments import MEDOIDS
+        from ...kernels.streaming.means import MODE_MEDOIDS
+        from ...kernels.streaming.medoids import medoid_kernel
 
         x, k = self.x, self.k
         b, n, _ = x.shape
         segment_means(
-            x, self.weight, self.offset, moving, sort_by_cluster(key, k), MEDOIDS.value, self.mean,
+            x, self.weight, self.offset, moving, sort_by_cluster(key, k), MODE_MEDOIDS.value, self.mean,
             least=self.least, medoid=self.medoid,
         )  # fmt: skip
         _member_costs(x, self.mean, key, self.cost, self.offset, moving, self.least)
@@ -98,7 +98,7 @@ def _member_costs(
 
     With moving, label holds keys, the centres lack the offset, and least [B, K] takes the bits of each cluster's least.
     """
-    from ...kernels.members import member_cost_kernel
+    from ...kernels.streaming.medoids import member_cost_kernel
 
     b, n, d = x.shape
     race = moving is not None
@@ -107,7 +107,7 @@ def _member_costs(
     with on_device(x):
         member_cost_kernel[(b * -(-n // tile),)](
             x, off, centre, label, gate, cost, bits, n, d, centre.shape[1], *x.stride(), *label.stride(),
-            T=tile, BD=block_d, RACE=race, num_warps=4,
+            T=tile, BD=block_d, SEARCH=race, num_warps=4,
         )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ class _Loop:
     def __init__(
         self, x: Tensor, samples: Samples, mask: Tensor | None, start: Tensor, k: int, medoids: bool, max_iter: int
     ) -> None:
-        from ...kernels.streaming import split_tokens_kernel
+        from ...kernels.streaming.halves import split_tokens_kernel
 
         b, n, d = x.shape
         self.x, self.k, self.weight = x, k, samples.weight
@@ -159,7 +159,7 @@ class _Loop:
 
     def assign(self, turn: int) -> None:
         """Every token of a moving sample goes to its nearest centre; one launch."""
-        from ...kernels.streaming import assign_kernel
+        from ...kernels.streaming.assign import assign_kernel
 
         b, n, _ = self.x.shape
         config = self.config
@@ -175,14 +175,14 @@ class _Loop:
 
     def update(self, turn: int) -> None:
         """Every centre of a moving sample goes to the place that is best for its members."""
-        from ...kernels.members import medoid_centres_kernel
-        from ...kernels.segments import CENTRES
+        from ...kernels.streaming.means import MODE_CENTERS
+        from ...kernels.streaming.medoids import medoid_centres_kernel
 
         key, moving = self.keys[0], self.moving[turn]
         if self.search is None:
             segments = sort_by_cluster(key, self.k)
             segment_means(
-                self.x, self.weight, self.offset, moving, segments, CENTRES.value, self.centres[0],
+                self.x, self.weight, self.offset, moving, segments, MODE_CENTERS.value, self.centres[0],
                 low=self.centres[1], norm=self.norm, factor=self.factor,
             )  # fmt: skip
             return
