@@ -181,6 +181,12 @@ def test_triton_is_imported_by_kernels_alone_and_kernels_only_at_a_launch() -> N
     assert not early
 
 
+def test_rooms_of_kernels_share_how_tokens_are_read_and_nothing_else() -> None:
+    inside = [f for f in IMPORTS if f.room == "kernels" and own(f) == "kernels"]
+    assert {Path(f.file).parts[1] for f in inside} == {"resident", "streaming", "attention"}
+    assert not [(f.file, f.target) for f in inside if f.target.split(".")[2] not in {Path(f.file).parts[1], "tokens"}]
+
+
 INERT = """
 import builtins, os, random, sys, threading
 
