@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 from triton.backends.compiler import GPUTarget
 from triton.compiler import compile
@@ -18,17 +17,18 @@ from benchmarks.calls import calls
 from benchmarks.launches import launches, source
 from benchmarks.targets import TARGETS
 
+FILE = "/tpkernels/kernels/resident/ward.py"
 ARITHMETIC = re.compile(r"\s*(?:@%?!?\w+\s+)?((?:add|sub|mul|fma)(?:\.\w+)*\.f32(?:x2)?)\s")
 
 
 def operations(ptx: str, file: str) -> dict[int, list[str]]:
-    """Float32 additions, products and fused ones of a source file, by its lines."""
-    names = {number: Path(path).name for number, path in re.findall(r'\.file\s+(\d+)\s+"([^"]+)"', ptx)}
+    """Float32 additions, products and fused ones by lines of the source file whose path ends so."""
+    names = dict(re.findall(r'\.file\s+(\d+)\s+"([^"]+)"', ptx))
     found: dict[int, list[str]] = defaultdict(list)
     here = None
     for line in ptx.splitlines():
         if place := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line):
-            here = int(place[2]) if names[place[1]] == file else None
+            here = int(place[2]) if names[place[1]].endswith(file) else None
         elif here is not None and (operation := ARITHMETIC.match(line)):
             found[here].append(operation[1])
     return dict(found)
@@ -44,7 +44,7 @@ def main(name: str) -> None:
             made, options = source(launch._replace(kwargs=kwargs))
             device = GPUTarget(target.backend, target.arch, target.limits.warp)
             ptx = compile(made, target=device, options=options).asm["ptx"]
-            print(json.dumps({"case": launch.case, "fused": fused, "operations": operations(ptx, "ward.py")}))
+            print(json.dumps({"case": launch.case, "fused": fused, "operations": operations(ptx, FILE)}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 FLAGS = (
     "METHOD", "INIT", "OUTPUT", "WEIGHTED", "POOL_WEIGHTED", "MASKED", "FACTORS", "SIZED", "RECEIVED", "MEDOIDS",
-    "GRAD_WEIGHT", "CENTRED", "GATED",
+    "GRAD_WEIGHT", "CENTERED", "GATED",
 )  # fmt: skip
 
 

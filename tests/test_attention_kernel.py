@@ -32,9 +32,9 @@ AGREE = 6 * TOLERANCE[torch.float32] if CUDA else RECEIVED
 WIDTH = sized(4, gpu=5)
 REGIMES = ("rows", "stream", "channels")
 NAMES = {
-    "attention": ("attend_rows_kernel", "sum_parts_kernel"),
-    "attention_stream": ("attend_stream_kernel", "received_kernel"),
-    "attention_backward": ("query_gradient_kernel", "key_gradient_kernel"),
+    "rows": ("attend_rows_kernel", "sum_parts_kernel"),
+    "stream": ("attend_stream_kernel", "received_kernel"),
+    "backward": ("query_gradient_kernel", "key_gradient_kernel"),
 }
 
 
@@ -387,7 +387,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, run: bool = True) -> list[Spy.Launch]:
     """Watches every attention kernel; without `run` they are only counted."""
     launches: list[Spy.Launch] = []
     for name, kernels in NAMES.items():
-        module = importlib.import_module(f"tpkernels.kernels.{name}")
+        module = importlib.import_module(f"tpkernels.kernels.attention.{name}")
         for kernel in kernels:
             monkeypatch.setattr(module, kernel, Spy(getattr(module, kernel), launches, run))
     return launches

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-WARD = (ROOT / "tpkernels" / "kernels" / "ward.py").read_text().splitlines()
+WARD = (ROOT / "tpkernels" / "kernels" / "resident" / "ward.py").read_text().splitlines()
 # The line that adds what the mirror image has the other way round, and the line of its product by columns.
 SUM, PRODUCT = (
     next(place for place, line in enumerate(WARD, 1) if text in line)

@@ -20,11 +20,11 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 # A kernel's line, and what is planted for it: costs without masses, and a diagonal that is no distance.
 WRONG = {
     "smoke-ward": (
-        "ward.py",
+        "resident/ward.py",
         "b_cost = b_mass_r[:, None] * b_mass[None, :] / (b_mass_r[:, None] + b_mass[None, :]) * b_d",
         "b_cost = b_d",
     ),
-    "smoke-attention": ("attention.py", "b_out = product(", "b_out = 0.9 * product("),
+    "smoke-attention": ("attention/rows.py", "b_out = product(", "b_out = 0.9 * product("),
 }
 
 

@@ -78,10 +78,10 @@ class Scratch:
 
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> Scratch:
-    from tpkernels.kernels import resident
+    from tpkernels.kernels.resident import launch
 
-    found = Scratch(resident.resident_kernel)
-    monkeypatch.setattr(resident, "resident_kernel", found)
+    found = Scratch(launch.resident_kernel)
+    monkeypatch.setattr(launch, "resident_kernel", found)
     return found
 
 

@@ -56,11 +56,11 @@ PAIRS = [("ward", "ward"), *((method, init) for method in ("kmeans", "kmedoids")
 
 def spy(monkeypatch: pytest.MonkeyPatch, run: bool = True) -> list[Spy.Launch]:
     """Watches every kernel that a clustering and its gradient launch; without `run` they are only counted."""
-    from tpkernels.kernels import pooling
-    from tpkernels.kernels import resident as kernels
+    from tpkernels.kernels.resident import launch as kernels
+    from tpkernels.kernels.streaming import means_backward
 
     launches: list[Spy.Launch] = []
-    for module, name in (*((kernels, name) for name in RESIDENT), (pooling, "cluster_mean_backward_kernel")):
+    for module, name in (*((kernels, name) for name in RESIDENT), (means_backward, "cluster_mean_backward_kernel")):
         monkeypatch.setattr(module, name, Spy(getattr(module, name), launches, run))
     return launches
 
@@ -502,7 +502,7 @@ def test_a_wrong_start_reads_no_old_memory(method: str, output: str, launches: l
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch, small: None) -> list[tuple[str, Tensor, int]]:
     """Scratch and outputs of the resident kernels with a canary behind them."""
-    from tpkernels.kernels import resident as kernels
+    from tpkernels.kernels.resident import launch as kernels
 
     watched: list[tuple[str, Tensor, int]] = []
     names = {f"p_{name}" for name in (*RESULTS, "floats", "ints")}

@@ -222,6 +222,12 @@ def test_triton_is_imported_by_kernels_alone_and_kernels_only_at_a_launch() -> N
     assert not early
 
 
+def test_rooms_of_kernels_share_how_tokens_are_read_and_nothing_else() -> None:
+    inside = [f for f in IMPORTS if f.room == "kernels" and own(f) == "kernels"]
+    assert {Path(f.file).parts[1] for f in inside} == {"resident", "streaming", "attention"}
+    assert not [(f.file, f.target) for f in inside if f.target.split(".")[2] not in {Path(f.file).parts[1], "tokens"}]
+
+
 INERT = """
 import builtins, os, random, sys, threading
 
@@ -298,11 +304,11 @@ def test_importing_runs_nothing(triton: str) -> None:
 
 def test_kernels_call_no_min_and_max_of_pythons() -> None:
     """Triton 3.5 makes values of what they return, and `tl.arange` wants constants: `a if a < b else b` stays one."""
-    files = sorted((PACKAGE / "kernels").glob("*.py"))
+    files = sorted((PACKAGE / "kernels").rglob("*.py"))
     found = [
-        f"{path.name}:{node.lineno}"
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for path in files
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max")
     ]
-    assert files and not found
+    assert len({path.parent for path in files}) == 4 and not found

@@ -61,8 +61,8 @@ ALLOWED = {
     ("WAW", "tl.store(p_heights + b_place"): "places in a sorted order: all different",
     ("WAW", "tl.store(p_out + o_out, b_mean"): "a slot's row is written where its last member stands, once",
     ("WAW", "tl.store(p_tokens + o_out, b_mean"): "rows of slots without members, which the means leave out",
-    ("WAW", "tl.store(p_partial + pid * n + o_2, b_got2"): "keys beyond those of the store before",
-    ("WAW", "tl.store(p_lse + line * n + o_m, b_lse"): "another block of queries in every turn of the loop",
+    ("WAW", "tl.store(p_partial + pid * n + o_2, b_received2"): "keys beyond those of the store before",
+    ("WAW", "tl.store(p_lse + bh * n + o_m, b_lse"): "another block of queries in every turn of the loop",
     ("WAW", "tl.store(p_x + o_x, b_x"): "another block of queries in every turn of the loop",
     ("PIPELINED", "b_pivot = tl.load(p_pivot"): "written before a barrier that stands before the loop, not in the loop",
 }
@@ -104,9 +104,11 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def statement(access: hazards.Access) -> str:
     """The line of source that an access comes from, "" where it is not one of the library's kernels."""
-    found = re.match(r"(\w+\.py):(\d+)", access.op.where)
-    path = KERNELS / found[1] if found else KERNELS
-    return path.read_text().splitlines()[int(found[2]) - 1].strip() if found and path.is_file() else ""
+    found = re.match(r"(\w+/\w+\.py):(\d+)", access.op.where)
+    # A place names a file with its folder, which may be that of the kernels.
+    paths = [folder / found[1] for folder in (KERNELS, KERNELS.parent) if found]
+    lines = next((path.read_text().splitlines() for path in paths if path.is_file()), None)
+    return lines[int(found[2]) - 1].strip() if found and lines else ""
 
 
 def allowed(finding: hazards.Finding) -> tuple[str, str] | None:

@@ -29,10 +29,11 @@ from tpkernels.ops.problem import Spec, Tensors
 pytestmark = KERNELS
 METHODS = ("kmeans", "kmedoids")
 NAMES = {
-    "segments": ("chunk_mean_kernel", "segment_mean_kernel"),
-    "streaming": ("split_tokens_kernel", "assign_kernel"),
-    "members": ("member_cost_kernel", "medoid_kernel", "medoid_centres_kernel"),
-    "pooling": ("cluster_mean_backward_kernel",),
+    "means": ("chunk_mean_kernel", "segment_mean_kernel"),
+    "halves": ("split_tokens_kernel",),
+    "assign": ("assign_kernel",),
+    "medoids": ("member_cost_kernel", "medoid_kernel", "medoid_centres_kernel"),
+    "means_backward": ("cluster_mean_backward_kernel",),
 }
 FEW = settings(max_examples=6)
 
@@ -369,7 +370,7 @@ class Spy:
 def spy(monkeypatch: pytest.MonkeyPatch, runs: bool) -> list[tuple[str, tuple]]:
     launches: list[tuple[str, tuple]] = []
     for module, names in NAMES.items():
-        kernels = importlib.import_module(f"tpkernels.kernels.{module}")
+        kernels = importlib.import_module(f"tpkernels.kernels.streaming.{module}")
         for name in names:
             monkeypatch.setattr(kernels, name, Spy(getattr(kernels, name), launches, runs))
     return launches

@@ -70,7 +70,7 @@ _COMBINERS = ("tt.reduce", "tt.scan", "tt.map_elementwise")
 
 
 def _locations(text: str) -> dict[str, str]:
-    """Places by their aliases, "file:line, called at file:line"."""
+    """Places by their aliases, "folder/file:line, called at folder/file:line"."""
     aliases = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, flags=re.M))
 
     def place(inner: str, depth: int = 0) -> str:
@@ -79,7 +79,7 @@ def _locations(text: str) -> dict[str, str]:
         if inner in aliases:
             return place(aliases[inner], depth + 1)
         if found := re.fullmatch(r'"([^"]*)":(\d+):\d+(?: to :\d+)?', inner):
-            return f"{found[1].rsplit('/', 1)[-1]}:{found[2]}"
+            return f"{'/'.join(found[1].split('/')[-2:])}:{found[2]}"
         if found := re.fullmatch(r"callsite\((#loc\d*) at (#loc\d*)\)", inner):
             return ", called at ".join(filter(None, (place(found[1], depth + 1), place(found[2], depth + 1))))
         if found := re.fullmatch(r'"[^"]*"\((.*)\)', inner):

@@ -17,9 +17,9 @@ from .gpu.limits import Limits, limits_of
 from .problem import Primitives
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# One program holds a row of so many distances at a time; see kernels/resident.py.
+# One program holds a row of so many distances at a time; see kernels/resident/cluster.py.
 RESIDENT_TOKENS = 1024
-# Channels of a head that a program holds at a time; see kernels/attention.py.
+# Channels of a head that a program holds at a time; see kernels/attention/rows.py.
 ATTENTION_CHANNELS = 256
 # The first release with `disable_licm`, without which loops keep a sample's values in registers.
 TRITON_NEEDED = (3, 5)

@@ -123,7 +123,7 @@ def _rows(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, received: bool, config: Rows, call: _Call
 ) -> Tensor:
     """Whole rows of logits: one launch; returns what keys received [B, H, parts, N], lse where nobody asks."""
-    from ...kernels.attention import attend_rows_kernel
+    from ...kernels.attention.rows import attend_rows_kernel
 
     b, h, n, _ = q.shape
     blocks = -(-n // config.queries)
@@ -141,7 +141,7 @@ def _rows(
 
 def _stream(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, call: _Call) -> None:
     """Keys that stream by: one launch."""
-    from ...kernels.attention_stream import attend_stream_kernel
+    from ...kernels.attention.stream import attend_stream_kernel
 
     b, h, n, d = q.shape
     config = tiles_config("forward", d, v.shape[3], q.dtype, call.limits)
@@ -153,7 +153,7 @@ def _stream(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: fl
 
 def _received(q: Tensor, k: Tensor, lse: Tensor, scale: float, call: _Call) -> Tensor:
     """What keys received from each head [B, H, 1, N]: one launch."""
-    from ...kernels.attention_stream import received_kernel
+    from ...kernels.attention.stream import received_kernel
 
     b, h, n, d = q.shape
     config = tiles_config("received", d, d, q.dtype, call.limits)
@@ -167,7 +167,7 @@ def _received(q: Tensor, k: Tensor, lse: Tensor, scale: float, call: _Call) -> T
 
 def _sum_parts(partial: Tensor, significance: Tensor, call: _Call) -> None:
     """Adds heads and parts of partial [B, H, parts, N] in their order: one launch."""
-    from ...kernels.attention import sum_parts_kernel
+    from ...kernels.attention.rows import sum_parts_kernel
 
     b, h, parts, n = partial.shape
     tile = power_of_two(n, 16, 64)
@@ -189,7 +189,7 @@ def attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to q, k [B, H, N, d] and v [B, H, N, e] from grad [B, H, N, e] of any strides; two launches."""
-    from ...kernels.attention_backward import key_gradient_kernel, query_gradient_kernel
+    from ...kernels.attention.backward import key_gradient_kernel, query_gradient_kernel
 
     b, h, n, d = q.shape
     e = v.shape[3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,13 +80,13 @@ def segment_means(
     out: Tensor,
     **more: Tensor,
 ) -> None:
-    """Two launches: chunks, then clusters. Writes to `out` and more what `kernels.segments` says for the mode.
+    """Two launches: chunks, then clusters. Writes to `out` and more what `kernels.streaming.means` says for the mode.
 
     Args:
         offset: [B, D] float32 that is taken from the tokens first, or None.
         moving: [B] int32, samples with 0 are left alone; None for none such.
     """
-    from ...kernels.segments import chunk_mean_kernel, segment_mean_kernel
+    from ...kernels.streaming.means import chunk_mean_kernel, segment_mean_kernel
 
     b, n, d = x.shape
     k = segments.bounds.shape[1] - 1
@@ -96,7 +96,7 @@ def segment_means(
     parts, chunks = -(-d // config["BD"]), n // CHUNK
     chunk_mean = torch.empty(b * chunks * d, dtype=torch.float32, device=x.device)
     chunk_mass = torch.empty(b * chunks if weight is not None else 0, dtype=torch.float32, device=x.device)
-    flags: dict[str, Any] = {"WEIGHTED": weight is not None, "CENTRED": offset is not None, "GATED": moving is not None}
+    flags = {"WEIGHTED": weight is not None, "CENTERED": offset is not None, "GATED": moving is not None}
     w, off, gate = (tensor if tensor is not None else x for tensor in (weight, offset, moving))
 
     def given(name: str) -> Tensor:
@@ -128,7 +128,7 @@ def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> tup
         label: [B, N] int64, -1 for none.
         weight: [B, N] or None for equal weights.
     """
-    from ...kernels.segments import TOKENS
+    from ...kernels.streaming.means import MODE_TOKENS
 
     b, _, d = x.shape
     out = x.new_empty(b, k, d)
@@ -136,7 +136,7 @@ def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> tup
     if 0 in (*x.shape, k):
         return out.zero_(), total.zero_()
     segments = sort_by_cluster(keys_of(label, k), k)
-    segment_means(x, weight, None, None, segments, TOKENS.value, out, total=total)
+    segment_means(x, weight, None, None, segments, MODE_TOKENS.value, out, total=total)
     return out, total
 
 
@@ -149,7 +149,7 @@ def cluster_mean_backward(
         grad: [B, K, D].
         total: [B, K] float32, what `cluster_mean` returned beside the means.
     """
-    from ...kernels.pooling import cluster_mean_backward_kernel
+    from ...kernels.streaming.means_backward import cluster_mean_backward_kernel
 
     b, k, d = grad.shape
     n = label.shape[1]

@@ -63,8 +63,8 @@ def launches(batch: int, n: int, scratch: int, limits: Limits) -> int:
 
 
 def cluster(tensors: Tensors, spec: Spec) -> Results:
-    """`kernels.resident`: the results of `ops.cluster`, for k <= N."""
-    from ...kernels import sample, starts, tokens
+    """`kernels.resident.launch`: the results of `ops.cluster`, for k <= N."""
+    from ...kernels.resident import codes
 
     x, weight, pool_weight, mask, start = tensors
     k, method, init, output, max_iter, _ = spec
@@ -80,14 +80,6 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
     flags = None if mask is None else mask.view(torch.uint8)
     ward = spec.runs_ward
     limits, config = limits_of(x.device), config_of(x, k, method, ward)
-    codes: dict[str, Any] = {
-        "ward": sample.WARD, "kmeans": sample.MEANS, "kmedoids": sample.MEDOIDS,
-        "center": sample.CENTER, "mean": sample.MEAN, "medoid": sample.MEDOID,
-    }  # fmt: skip
-    begins = {
-        "given": starts.GIVEN, "topk": starts.TOPK, "strided": starts.STRIDED,
-        "farthest": starts.FARTHEST, "ward": starts.WARD,
-    }  # fmt: skip
     half = x.dtype != torch.float32
     width, slots = power_of_two(n, 16), power_of_two(k, 16)
     line = -(-n // 16) * 16
@@ -111,11 +103,12 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
     steps = *strides(weight, 2), *strides(pool_weight, 2), *strides(flags, 2), *strides(start, 2)
     tiles = {
         "NP": width, "KP": slots, "T": config.tile, "BD": config.block_d, "MASKED": mask is not None,
-        "FACTORS": (tokens.EXACT if half else tokens.FULL).value, "PRECISION": precision(), "WIDEN": interpreting(),
+        "FACTORS": (codes.FACTORS_EXACT if half else codes.FACTORS_FULL).value, "PRECISION": precision(),
+        "WIDEN": interpreting(),
     }  # fmt: skip
     kinds = {
-        "METHOD": codes[method].value, "INIT": begins[init if method != "ward" else "topk"].value,
-        "OUTPUT": codes[output].value, "WEIGHTED": weight is not None, "POOL_WEIGHTED": pool_weight is not None,
+        "METHOD": codes.METHODS[method], "INIT": codes.INITS[init if method != "ward" else "topk"],
+        "OUTPUT": codes.OUTPUTS[output], "WEIGHTED": weight is not None, "POOL_WEIGHTED": pool_weight is not None,
         "R": config.rows, "S": config.segment, "P": config.pooled,
     }  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
@@ -130,7 +123,7 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
         if split:
             _three(fills, out, outs, room, counters, sizes, steps, tiles, kinds, options)
         else:
-            from ...kernels.resident import resident_kernel
+            from ...kernels.resident.launch import resident_kernel
 
             resident_kernel[(count,)](
                 *fills, out, *outs, room, counters, b, *sizes, *x.stride(), *steps, **tiles, **kinds, **options
@@ -156,7 +149,7 @@ def _three(
     options: dict[str, int],
 ) -> None:
     """The three launches: a program for each tile of the Gram matrices, each sample, each block of channels."""
-    from ...kernels.resident import cluster_kernel, gram_kernel, pool_kernel
+    from ...kernels.resident.launch import cluster_kernel, gram_kernel, pool_kernel
 
     x, flags = fills[0], fills[3]
     b = x.shape[0]

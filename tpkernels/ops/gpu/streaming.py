@@ -1,8 +1,8 @@
 """K-Means and K-Medoids of many tokens on the GPU: a fixed number of launches per iteration, nothing of N x K.
 
-An iteration is one pass of `kernels.streaming` for the nearest centers, a sort of the tokens by cluster, and the means
-of the segments; K-Medoids then looks for the members nearest to them. Which samples still move is known on the device
-alone: launches pass over those that stand still, and nobody waits to ask.
+An iteration is one pass of `kernels.streaming.assign` for the nearest centers, a sort of the tokens by cluster, and the
+means of the segments; K-Medoids then looks for the members nearest to them. Which samples still move is known on the
+device alone: launches pass over those that stand still, so the host never waits.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class _Search:
 
     def run(self, key: Tensor, moving: Tensor) -> None:
         """Finds the medoids [B, K] of samples that move; clusters without members keep theirs."""
-        from ...kernels.members import medoid_kernel
-        from ...kernels.segments import MEDOIDS
+        from ...kernels.streaming.means import MODE_MEDOIDS
+        from ...kernels.streaming.medoids import medoid_kernel
 
         x, k = self.x, self.k
         b, n, _ = x.shape
         segment_means(
-            x, self.weight, self.offset, moving, sort_by_cluster(key, k), MEDOIDS.value, self.mean,
+            x, self.weight, self.offset, moving, sort_by_cluster(key, k), MODE_MEDOIDS.value, self.mean,
             least=self.least, medoid=self.medoid,
         )  # fmt: skip
         _member_costs(x, self.mean, key, self.cost, self.offset, moving, self.least)
@@ -103,7 +103,7 @@ def _member_costs(
 
     With moving, label holds keys, the centers lack the offset, and least [B, K] takes the bits of each cluster's least.
     """
-    from ...kernels.members import member_cost_kernel
+    from ...kernels.streaming.medoids import member_cost_kernel
 
     b, n, d = x.shape
     race = moving is not None
@@ -112,7 +112,7 @@ def _member_costs(
     with on_device(x):
         member_cost_kernel[(b * -(-n // tile),)](
             x, off, center, label, gate, cost, bits, n, d, center.shape[1], *x.stride(), *label.stride(),
-            T=tile, BD=block_d, RACE=race, num_warps=4,
+            T=tile, BD=block_d, SEARCH=race, num_warps=4,
         )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ class _Loop:
     """
 
     def __init__(self, x: Tensor, samples: Samples, start: Tensor, spec: Spec) -> None:
-        from ...kernels.streaming import split_tokens_kernel
+        from ...kernels.streaming.halves import split_tokens_kernel
 
         b, n, d = x.shape
         k, medoids, max_iter = spec.k, spec.method == "kmedoids", spec.max_iter
@@ -173,12 +173,14 @@ class _Loop:
             search = _Search(self.x, self.weight, self.offset, k)
             search.run(keys_of(label, k), self.moving[0])
             medoids = search.medoid.long()
+        if self.spec.output != "center":
+            return Found(label, n_iter, source, medoids)
         kept = self.center().gather(1, order[..., None].expand(-1, -1, self.x.shape[2]))
         return Found(label, n_iter, source, medoids, kept=kept)
 
     def assign(self, turn: int) -> None:
         """Every token of a moving sample goes to its nearest center; one launch."""
-        from ...kernels.streaming import assign_kernel
+        from ...kernels.streaming.assign import assign_kernel
 
         b, n, _ = self.x.shape
         config = self.config
@@ -194,14 +196,14 @@ class _Loop:
 
     def update(self, turn: int) -> None:
         """Every center of a moving sample goes to the place that is best for its members."""
-        from ...kernels.members import medoid_centres_kernel
-        from ...kernels.segments import CENTRES
+        from ...kernels.streaming.means import MODE_CENTERS
+        from ...kernels.streaming.medoids import medoid_centres_kernel
 
         key, moving = self.keys[0], self.moving[turn]
         if self.search is None:
             segments = sort_by_cluster(key, self.k)
             segment_means(
-                self.x, self.weight, self.offset, moving, segments, CENTRES.value, self.centers[0],
+                self.x, self.weight, self.offset, moving, segments, MODE_CENTERS.value, self.centers[0],
                 low=self.centers[1], norm=self.norm, factor=self.factor,
             )  # fmt: skip
             return

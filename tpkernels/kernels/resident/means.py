@@ -1,26 +1,26 @@
-"""Clusters of one sample as sorted lists of members, and means over them: N rows read, whatever K is.
+"""Weighted means of a sample's clusters, from tokens sorted by label: N rows are read, whatever K is.
 
-Labels [N] name a slot in 0..K-1 or -1. Sorted by (label, index), each slot's members stand together. A block of S
-sorted tokens is averaged by one small product with the matrix "same label" [S, S]: the row of a slot's last member
-holds its mean, and a slot that goes on in the next block is carried over.
+Sorted by (label, index), the members of a slot are contiguous. A block of S sorted tokens is averaged by one small
+product with the matrix "same label" [S, S]: the row of a slot's last member holds its mean, and a slot that continues
+in the next block carries its partial mean over.
 """
 
 import triton
 import triton.language as tl
 
-from .tokens import load_tokens
+from ..tokens import load_tokens
 
 
 @triton.jit
 def sort_members(p_label, p_weight, p_order, p_first, p_total, n, k, NP: tl.constexpr, R: tl.constexpr):
-    """Writes the sorted tokens [N], where each slot begins [K + 1], and what its shares are taken of, [K].
+    """Writes the tokens sorted by (label, index) [N], where each slot begins [K + 1], and each slot's total [K].
 
-    The total is the sum of the weights; minus the number of members where that is 0 and they count equally.
+    The total is the sum of the weights; minus the number of members where that is 0, and members count equally.
     """
     o_n = tl.arange(0, NP)
     b_label = tl.load(p_label + o_n, mask=o_n < n, other=-1)
     b_slot = tl.where(b_label >= 0, b_label, k)
-    # Tokens of no slot come last, and lanes beyond the tokens after them.
+    # Tokens without a label sort last, lanes beyond N after them.
     b_key = tl.where(o_n < n, b_slot, k + 1) * NP + o_n
     b_weight = tl.load(p_weight + o_n, mask=o_n < n, other=0.0)
     for i in range(0, n, R):
@@ -36,7 +36,7 @@ def sort_members(p_label, p_weight, p_order, p_first, p_total, n, k, NP: tl.cons
         b_count = tl.sum(m_in.to(tl.float32), 1)
         b_mass = tl.sum(tl.where(m_in, b_weight[None, :], 0.0), 1)
         tl.store(p_first + o_s, b_first, mask=o_s <= k)
-        # NaN is no sum of 0.
+        # A mass of NaN is kept: it must not count as 0.
         tl.store(p_total + o_s, tl.where(b_mass == 0, -b_count, b_mass), mask=o_s < k)
     tl.debug_barrier()
 
@@ -48,7 +48,7 @@ def segment_means(
 ):  # fmt: skip
     """Writes channels first_d..last_d of the means of p_rows [N, D] over the first `count` sorted tokens, [K, D].
 
-    With ODD a NaN or an infinity stays in its own slot; without it there must be none. Slots without members are not
+    ODD: rows may hold NaN or infinity, which then reach the mean of their own slot alone. Slots without members are not
     written.
     """
     o_t = tl.arange(0, S)
@@ -56,7 +56,7 @@ def segment_means(
         o_d = c + tl.arange(0, BD)
         b_carry = tl.zeros((BD,), tl.float32)
         carried = -1
-        # Not pipelined: no load of scratch runs ahead of a barrier.
+        # No pipelining: a load of scratch that is issued ahead could pass a barrier.
         for t in tl.range(0, count, S, num_stages=1):
             m_t = t + o_t < count
             b_token = tl.load(p_order + t + o_t, mask=m_t, other=0)
@@ -69,7 +69,7 @@ def segment_means(
             b_mean = tl.where((b_label == carried)[:, None], b_carry[None, :], 0.0)
             b_part = tl.where(m_same, b_share[None, :], 0.0)
             if ODD:
-                # Times 0 a bad number would be NaN in every slot.
+                # 0 * NaN is NaN: as factors, non-finite values would reach every slot of the block.
                 m_odd = (b_x != b_x) | (tl.abs(b_x) == float("inf"))
                 b_mean = tl.dot(b_part, tl.where(m_odd, 0.0, b_x), b_mean, input_precision=PRECISION)
                 b_odd = tl.dot(m_same.to(tl.float16), m_odd.to(tl.float16))

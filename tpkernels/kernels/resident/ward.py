@@ -7,12 +7,13 @@ Merging p = (a, b) and q = (c, e) at once gives, with shares `u_a = m_a / (m_a +
     d_pq = u_a u_c d_ac + u_b u_e d_be + (u_a u_e d_ae + u_b u_c d_bc) - (u_a u_b d_ab + u_c u_e d_ce)
 
 which is Lance and Williams' (1967) step for rows and for columns in one, on distances instead of costs. The sum is
-taken so that it is symmetric to the last bit: two clusters agree on what lies between them, and the cheapest pair, ties
-by (cost, i XOR j) of lowest tokens, is always mutual. Without it a round might merge nothing, for ever.
+taken so that it is symmetric to the last bit: both clusters of a pair hold the same distance, and the cheapest pair,
+ties by (cost, i XOR j) of lowest tokens, is always mutual. Were it not, a round could merge nothing and the loop would
+not end.
 
-Live clusters stand in the order of their lowest token, and every round packs their distances [M, M] into the front of
-the same scratch: a round costs M^2, and all rounds together little more than the first. Row r of the new matrix is made
-of rows r.. of the old one, so blocks of rows go in order: read, barrier, write, barrier.
+Live clusters are in the order of their lowest tokens, and every round packs their distances [M, M] into the front of
+the same scratch, so that a round costs M^2 (docs/kernels.md counts all rounds). Row r of the new matrix depends on rows
+r.. of the old one, so blocks of rows are rewritten in order: read, barrier, write, barrier.
 """
 
 import triton
@@ -23,7 +24,7 @@ import triton.language as tl
 def _nearest(
     p_least, p_near, b_d, o_r, m_r, b_mass_r, b_rep_r, o_s, b_mass, b_rep, m_s,
 ):  # fmt: skip
-    """Writes the least cost of the rows o_r and the lowest token of the cluster that it leads to."""
+    """Writes the least merge cost of rows o_r and the lowest token of the cluster at that cost, ties by XOR."""
     b_cost = b_mass_r[:, None] * b_mass[None, :] / (b_mass_r[:, None] + b_mass[None, :]) * b_d
     b_cost = tl.where(m_s[None, :] & (o_r[:, None] != o_s[None, :]), b_cost, float("inf"))
     b_least = tl.min(b_cost, 1)
@@ -53,10 +54,10 @@ def first_distances(
         b_norm_r = tl.load(p_norm + b_rep_r, mask=m_r, other=0.0)
         m_d = m_r[:, None] & m_s[None, :]
         b_g = tl.load(p_gram + b_rep_r[:, None] * ld + b_rep[None, :], mask=m_d, other=0.0)
-        # The norms are the product's own diagonal: equal tokens are at distance 0 to the last bit.
+        # Norms are the matrix's own diagonal, so that equal tokens are at distance 0 to the last bit.
         b_d = tl.maximum(b_norm_r[:, None] + b_norm[None, :] - 2 * b_g, 0.0)
         tl.debug_barrier()
-        # Whole lines store in vectors; what stands beyond the live clusters is not read again.
+        # Whole padded rows store as vectors; entries beyond the live clusters are masked where they are read.
         tl.store(p_sqdist + o_r[:, None] * ld + o_s[None, :], b_d, mask=m_r[:, None] & (o_s < ld)[None, :])
         _nearest(p_least, p_near, b_d, o_r, m_r, b_mass_r, b_rep_r, o_s, b_mass, b_rep, m_s)
         tl.debug_barrier()
@@ -67,7 +68,7 @@ def _merged_distances(
     p_sqdist, p_mass, p_rep, p_one, p_two, p_share, p_inner, p_least, p_near, live, ld,
     NP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Writes the distances [M, ld] of the M clusters p_rep, made of the old rows p_one and p_two, and neighbours."""
+    """Writes the distances [M, ld] of the M clusters p_rep from the old rows p_one and p_two, and neighbours."""
     o_s = tl.arange(0, NP)
     m_s = o_s < live
     b_rep = tl.load(p_rep + o_s, mask=m_s, other=0)
@@ -87,19 +88,19 @@ def _merged_distances(
         b_inner_r = tl.load(p_inner + o_r, mask=m_r, other=0.0)
         m_d = m_r[:, None] & m_s[None, :]
         b_d = b_u_r * b_u[None, :] * tl.load(p_sqdist + b_one_r + b_one[None, :], mask=m_d, other=0.0)
-        # A cluster that merged with none has no second part.
+        # A cluster that did not merge in this round has share 1 and no second part.
         m_row = m_d & (b_u_r < 1)
         m_col = m_d & (b_u < 1)[None, :]
         b_both = tl.load(p_sqdist + b_two_r + b_two[None, :], mask=m_row & m_col, other=0.0)
         b_d += (1 - b_u_r) * (1 - b_u)[None, :] * b_both
         b_row = (1 - b_u_r) * b_u[None, :] * tl.load(p_sqdist + b_two_r + b_one[None, :], mask=m_row, other=0.0)
         b_col = b_u_r * (1 - b_u)[None, :] * tl.load(p_sqdist + b_one_r + b_two[None, :], mask=m_col, other=0.0)
-        # The mirror image swaps these two: chosen by place, their sum is one fused or unfused addition for both.
+        # Ordered by triangle, so that an entry and its mirror image add the same two numbers in the same order.
         m_low = o_r[:, None] > o_s[None, :]
         b_d += tl.where(m_low, b_row, b_col) + tl.where(m_low, b_col, b_row)
         b_d = tl.maximum(b_d - (b_inner_r[:, None] + b_inner[None, :]), 0.0)
         tl.debug_barrier()
-        # Whole lines store in vectors; what stands beyond the live clusters is not read again.
+        # Whole padded rows store as vectors; entries beyond the live clusters are masked where they are read.
         tl.store(p_sqdist + o_r[:, None] * ld + o_s[None, :], b_d, mask=m_r[:, None] & (o_s < ld)[None, :])
         _nearest(p_least, p_near, b_d, o_r, m_r, b_mass_r, b_rep_r, o_s, b_mass, b_rep, m_s)
         tl.debug_barrier()
@@ -110,7 +111,7 @@ def _merge_round(
     p_sqdist, p_mass, p_rep, p_below, p_least, p_near, p_slot, p_one, p_two, p_share, p_inner,
     p_parent, p_height, p_turn, live, turn, limit, ld, NP: tl.constexpr,
 ):  # fmt: skip
-    """Merges the mutual pairs below the limit, notes them by token, and packs the live clusters; how many those are."""
+    """Merges mutual pairs below the limit, records merges by token, packs live clusters; returns how many those are."""
     o_s = tl.arange(0, NP)
     m_s = o_s < live
     b_rep = tl.load(p_rep + o_s, mask=m_s, other=0)
@@ -130,7 +131,7 @@ def _merge_round(
     b_d = tl.load(p_sqdist + o_s * ld + b_other, mask=m_pair, other=0.0)
     b_u = tl.where(m_pair, b_mass / (b_mass + b_joined), 1.0)
     b_place = tl.cumsum(m_kept.to(tl.int32), 0) - 1
-    # All of the old state is in registers before the new one takes its place.
+    # Every lane has loaded the old state before any lane overwrites it.
     tl.debug_barrier()
     tl.store(p_parent + b_rep, b_near, mask=m_gone)
     tl.store(p_height + b_rep, b_made, mask=m_gone)
@@ -148,7 +149,7 @@ def _merge_round(
 
 @triton.jit
 def _wanted_height(p_height, wanted, n, NP: tl.constexpr, R: tl.constexpr):
-    """The wanted-th lowest height of the mergers made so far; +inf while there are fewer."""
+    """The wanted-th lowest height of the merges made so far; +inf while there are fewer."""
     o_n = tl.arange(0, NP)
     b_height = tl.load(p_height + o_n, mask=o_n < n, other=float("inf"))
     b_found = tl.full((R,), float("-inf"), tl.float32)
@@ -166,13 +167,13 @@ def _wanted_height(p_height, wanted, n, NP: tl.constexpr, R: tl.constexpr):
 def _cut(
     p_parent, p_height, p_turn, p_label, p_other, p_heights, b_valid, n, k, scale, NP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Writes labels [N] and the ascending heights [N - 1] of the mergers below the cut, +inf for the others.
+    """Writes labels [N] and the ascending heights [N - 1] of the merges below the cut, +inf for the others.
 
-    The roots are the k highest entries, on equal heights the last mergers; the rest follow their parents.
+    Roots are the k entries of greatest height, ties to the later merge; every other token has its parent's root.
     """
     o_n = tl.arange(0, NP)
     m_n = o_n < n
-    # A token that is not there is lower than all; one that never merged away is higher.
+    # Invalid tokens rank below every merge, clusters that never merged into another (height +inf) above.
     b_height = tl.where(b_valid, tl.load(p_height + o_n, mask=m_n, other=0.0), float("-inf"))
     b_turn = tl.load(p_turn + o_n, mask=m_n, other=0)
     b_turn = tl.where(b_height == float("inf"), 2 * NP, b_turn) * NP + o_n
@@ -193,6 +194,7 @@ def _cut(
     tl.debug_barrier()
     b_owner = tl.load(p_other + o_n, mask=m_n, other=0)
     m_root = m_n & (b_owner == o_n) & b_valid
+    # Pointer jumping: every turn doubles how many parents up an owner lies.
     reach = 1
     while reach < n:
         b_owner = tl.load(p_other + b_owner)
@@ -200,12 +202,12 @@ def _cut(
         tl.store(p_other + o_n, b_owner, mask=m_n)
         tl.debug_barrier()
         reach *= 2
-    # A representative is the lowest token of its cluster: counting the roots numbers the clusters.
+    # A root is the lowest token of its cluster, so a prefix count of roots numbers the clusters.
     tl.store(p_turn + o_n, tl.cumsum(m_root.to(tl.int32), 0) - 1, mask=m_n)
     b_made = tl.where(m_root | (b_valid == 0), float("inf"), b_height)
     tl.store(p_height + o_n, b_made, mask=m_n)
     tl.debug_barrier()
-    # Costs that overflowed leave more roots than k.
+    # Merges whose costs overflowed never happen, which leaves more than k roots.
     b_label = tl.minimum(tl.load(p_turn + b_owner, mask=m_n, other=-1), k - 1)
     tl.store(p_label + o_n, tl.where(b_valid, b_label, -1), mask=m_n)
     for i in range(0, n, R):
@@ -223,11 +225,10 @@ def ward_labels(
     p_gram, p_sqdist, p_norm, p_weight, p_state, p_marks, p_label, p_heights, b_valid, n, k, count, weighs, scale, ld,
     NP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Labels [N] of Ward's k clusters, in the order of their lowest tokens; the number of rounds.
+    """Writes labels [N] of Ward's k clusters, in the order of their lowest tokens; returns the number of rounds.
 
     p_state and p_marks are scratch, [6, NP] floats and [8, NP] ints. Masses are the weights, floored at 1e-6 of the
-    largest; where `weighs` is false they
-    count equally.
+    largest; where `weighs` is false tokens count equally.
     """
     p_mass, p_below, p_least, p_share, p_inner, p_height = (
         p_state, p_state + NP, p_state + 2 * NP, p_state + 3 * NP, p_state + 4 * NP, p_state + 5 * NP,

@@ -1,14 +1,14 @@
 """K-Means in Gram space: both halves of an iteration, for one sample, by one program.
 
-A centre is `c_s = sum_j m_sj x_j` with m_sj = w_j / W_s for its members. With S = M G, the distance of token i to
-centre s is `c_s . c_s - 2 S_si` plus a constant of the token, where `c_s . c_s = sum_i m_si S_si`. S is made from rows
-of G as pooled tokens are made from rows of X.
+A center is `c_s = sum_j m_sj x_j` with m_sj = w_j / W_s for its members. With Q = M G, the squared distance of token i
+to center s is `c_s . c_s - 2 Q_si` plus a constant of the token, where `c_s . c_s = sum_i m_si Q_si`. Q is the mean of
+rows of G, as pooled tokens are means of rows of X.
 """
 
 import triton
 import triton.language as tl
 
-from .averages import segment_means, sort_members
+from .means import segment_means, sort_members
 from .nearest import nearer, store_nearest
 
 
@@ -17,7 +17,7 @@ def update_means(
     p_gram, p_weight, p_label, p_order, p_first, p_total, p_product, p_square, p_stamp, turn, n, k, ld,
     NP: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Writes S [K, ld], c.c [K] and the turn of the update [K] of every slot with members; the others keep theirs."""
+    """Writes Q [K, ld], c.c [K] and the stamp [K] of every slot with members; the others keep theirs."""
     sort_members(p_label, p_weight, p_order, p_first, p_total, n, k, NP, R)
     count = tl.load(p_first + k)
     segment_means(
@@ -45,13 +45,13 @@ def update_means(
 def assign_means(
     p_norm, p_product, p_square, p_label, p_sqdist, b_valid, n, k, ld, NP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Writes every token's nearest centre (label [N], -1 where it is not there) and its squared distance."""
+    """Writes every token's nearest center (label [N], -1 for an invalid token) and its squared distance."""
     o_n = tl.arange(0, NP)
     b_best = tl.full((NP,), float("inf"), tl.float32)
     b_label = tl.zeros((NP,), tl.int32)
     for s in range(0, k, R):
         o_s = s + tl.arange(0, R)
-        # Inf stands for a slot that never had members.
+        # A slot that never had members has c.c = +inf.
         b_square = tl.load(p_square + o_s, mask=o_s < k, other=float("inf"))[:, None]
         m_live = (b_square < float("inf")) & (o_n < ld)[None, :]
         b_score = b_square - 2 * tl.load(p_product + o_s[:, None] * ld + o_n[None, :], mask=m_live, other=0.0)

@@ -1,26 +1,21 @@
-"""Weighted means of sorted segments: tokens whose order a sort by cluster has made, a cluster next to the other.
+"""Weighted means of clusters whose members a sort has made contiguous.
 
     mu_s = sum_{i in s} w_i x_i / W_s,    W_s = sum_{i in s} w_i    (equal weights where W_s is 0)
 
-`order` [B * N] lists the tokens (as b N + i) by (sample, label, i) and `bounds` [B, K + 1] says where each cluster's
-members begin in it; what follows the last cluster has no label. Every sum has one owner, which walks it in order: no
-atomics, one result whatever the batch. So that a cluster of a hundred thousand members does not wait for one program,
-the order is cut into chunks of L places, and a chunk that lies in one cluster is averaged beforehand.
+`order` [B * N] lists the tokens (as b N + i) by (sample, label, i), and `bounds` [B, K + 1] says where each cluster's
+members begin in it; tokens without a label follow the last cluster. One program adds each sum in order: no atomics, the
+same result whatever the batch. The order is cut into chunks of L places, and chunks within one cluster are averaged
+first, so that a cluster of a hundred thousand members is not left to one program.
 """
 
 import triton
 import triton.language as tl
 
-# What becomes of the means: pooled tokens; centres in halves; centres in float32, with a race for medoids to begin.
-TOKENS, CENTRES, MEDOIDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+from .halves import split_halves
+
+# What is written: pooled tokens; centers in halves; centers in float32, with the search for medoids reset.
+MODE_TOKENS, MODE_CENTERS, MODE_MEDOIDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 INFINITE_BITS = tl.constexpr(0x7F800000)
-
-
-@triton.jit
-def split_halves(b_x):
-    """float32 as the sum of two float16: 22 bits, where |x| is in 2^-14 .. 2^15; tensor cores take them as they are."""
-    b_high = b_x.to(tl.float16)
-    return b_high, (b_x - b_high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit(do_not_specialize=["n", "k", "chunks"], do_not_specialize_on_alignment=["p_moving"])
@@ -28,7 +23,7 @@ def chunk_mean_kernel(
     p_x, p_weight, p_offset, p_key, p_order, p_moving, p_mean, p_mass, n, d, k, chunks,
     stride_b, stride_n, stride_d, stride_wb, stride_wn,
     L: tl.constexpr, R: tl.constexpr, BD: tl.constexpr,
-    WEIGHTED: tl.constexpr, CENTRED: tl.constexpr, GATED: tl.constexpr,
+    WEIGHTED: tl.constexpr, CENTERED: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     """Mean [D] and sum of the weights of every chunk of L places that lies within one cluster.
 
@@ -62,12 +57,12 @@ def chunk_mean_kernel(
             b_share = tl.where(mass > 0, b_w / tl.where(mass > 0, mass, 1.0), b_share)
         p_row = p_x + b * stride_b + o_i[:, None] * stride_n + o_d[None, :] * stride_d
         b_x = tl.load(p_row, mask=(o_d < d)[None, :], other=0.0).to(tl.float32)
-        if CENTRED:
+        if CENTERED:
             b_x -= tl.load(p_offset + b * d + o_d, mask=o_d < d, other=0.0)[None, :]
         b_mean += tl.sum(b_x * b_share[:, None], 0)
     tl.store(p_mean + chunk * d + o_d, b_mean, mask=o_d < d)
     if WEIGHTED:
-        # Every channel block has the same one.
+        # Benign race: every block of channels stores the same mass.
         tl.store(p_mass + chunk, mass)
 
 
@@ -77,14 +72,14 @@ def segment_mean_kernel(
     p_out, p_low, p_norm, p_total, p_least, p_medoid, n, d, k, chunks, width, slots,
     stride_b, stride_n, stride_d, stride_wb, stride_wn,
     L: tl.constexpr, S: tl.constexpr, R: tl.constexpr, BD: tl.constexpr,
-    WEIGHTED: tl.constexpr, CENTRED: tl.constexpr, GATED: tl.constexpr, MODE: tl.constexpr,
+    WEIGHTED: tl.constexpr, CENTERED: tl.constexpr, GATED: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """Means of the clusters; a program has BD channels of S clusters and reads R members of each at a time.
 
-    TOKENS writes them [B, K, D] in the type of p_out and `total` [B, K]: W_s, minus the number of members where W_s is
-    0, 0 for a cluster without members, whose mean is 0. The other modes leave such a cluster as it is. CENTRES writes
-    factor_b mu in halves [B, K, width] and each channel block's part of its squared norm, halved, [parts, slots = B K].
-    MEDOIDS writes mu in float32 and makes every member a candidate again.
+    MODE_TOKENS writes them [B, K, D] in the type of p_out and `total` [B, K]: W_s, minus the number of members where
+    W_s is 0, 0 for a cluster without members, whose mean is 0. The other modes leave such a cluster as it is.
+    MODE_CENTERS writes factor_b mu in halves [B, K, width] and each channel block's part of its squared norm, halved,
+    [parts, slots = B K]. MODE_MEDOIDS writes mu in float32 and resets each cluster's least cost and medoid.
     """
     pid = tl.program_id(0).to(tl.int64)
     parts_d, groups = tl.cdiv(d, BD), tl.cdiv(k, S)
@@ -104,7 +99,7 @@ def segment_mean_kernel(
     b_begin = (tl.load(p_begin, mask=m_s, other=0) - b * n).to(tl.int32)
     b_stop = (tl.load(p_begin + 1, mask=m_s, other=0) - b * n).to(tl.int32)
     b_count = tl.where(m_s, b_stop - b_begin, 0)
-    # Members before the first whole chunk and behind the last, and the chunks between.
+    # A cluster is whole chunks, and single members before the first and after the last of them.
     b_chunk = (b_begin + L - 1) // L
     b_whole = tl.where(m_s, tl.maximum(b_stop // L - b_chunk, 0), 0)
     b_head = tl.where(b_whole > 0, b_chunk * L - b_begin, b_count)
@@ -142,7 +137,7 @@ def segment_mean_kernel(
             b_share = tl.where(m_weighs, b_w / b_total[:, None], b_share)
         p_row = p_x + b * stride_b + o_i[:, :, None] * stride_n + o_d[None, None, :] * stride_d
         b_x = tl.load(p_row, mask=m_r[:, :, None] & m_d[None, None, :], other=0.0).to(tl.float32)
-        if CENTRED:
+        if CENTERED:
             b_x -= tl.load(p_offset + b * d + o_d, mask=m_d, other=0.0)[None, None, :]
         b_mean += tl.sum(b_x * b_share[:, :, None], 1)
     for r in range(0, wholes, R):
@@ -159,7 +154,7 @@ def segment_mean_kernel(
 
     o_row = b * k + o_s
     m_live = m_s & (b_count > 0)
-    if MODE == CENTRES:
+    if MODE == MODE_CENTERS:
         b_mean *= tl.load(p_factor + b)
         b_high, b_low = split_halves(b_mean)
         o_out = o_row[:, None] * width + o_d[None, :]
@@ -168,10 +163,10 @@ def segment_mean_kernel(
         tl.store(p_norm + part * slots + o_row, tl.sum(b_mean * b_mean, 1) / 2, mask=m_live)
     else:
         o_out = o_row[:, None] * d + o_d[None, :]
-        m_out = m_s if MODE == TOKENS else m_live
+        m_out = m_s if MODE == MODE_TOKENS else m_live
         tl.store(p_out + o_out, b_mean.to(p_out.dtype.element_ty), mask=m_out[:, None] & m_d[None, :])
         if part == 0:
-            if MODE == TOKENS:
+            if MODE == MODE_TOKENS:
                 b_members = b_count.to(tl.float32)
                 if WEIGHTED:
                     b_members = tl.where(b_mass > 0, b_mass, -b_members)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .nearest import nearer, store_nearest
 
-# Costs that differ by less than the rounding of the Gram matrix are tied; then the lowest index wins.
+# Costs that differ by less than the Gram matrix's rounding are tied, and the lowest index wins.
 SLACK = tl.constexpr(2.0**-20)
 
 
@@ -26,7 +26,7 @@ def member_costs(
         o_i = i + tl.arange(0, R)
         l_i = tl.load(p_label + o_i, mask=o_i < n, other=-1)
         m_same = (l_i[:, None] == b_label[None, :]) & (l_i >= 0)[:, None]
-        # Whole lines, a multiple of 16 wide, load in vectors; what stands beyond the tokens is left out below.
+        # Whole padded rows load as vectors; m_same leaves the padding out.
         m_g = (o_i < n)[:, None] & (o_n < ld)[None, :]
         b_g = tl.load(p_gram + o_i[:, None] * ld + o_n[None, :], mask=m_g, other=0.0)
         b_mass = tl.sum(tl.where(m_same, b_weight[None, :], 0.0), 1)
@@ -62,7 +62,7 @@ def update_medoids(
 def assign_medoids(
     p_gram, p_norm, p_medoid, p_label, p_sqdist, b_valid, n, k, ld, NP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Writes every token's nearest medoid (label [N], -1 where it is not there) and its squared distance."""
+    """Writes every token's nearest medoid (label [N], -1 for an invalid token) and its squared distance."""
     o_n = tl.arange(0, NP)
     b_best = tl.full((NP,), float("inf"), tl.float32)
     b_label = tl.zeros((NP,), tl.int32)
@@ -74,7 +74,7 @@ def assign_medoids(
         b_g = tl.load(p_gram + b_m[:, None] * ld + o_n[None, :], mask=m_g, other=0.0)
         b_norm = tl.load(p_norm + b_m, mask=m_live, other=float("inf"))
         b_score = b_norm[:, None] - 2 * b_g
-        # Among equal tokens too, a medoid belongs to its own cluster.
+        # A medoid belongs to its own cluster, even where another medoid is an equal token.
         b_score = tl.where(b_m[:, None] == o_n[None, :], float("-inf"), b_score)
         b_best, b_label = nearer(b_score, o_s, b_best, b_label)
     store_nearest(p_norm, p_label, p_sqdist, b_best, b_label, b_valid, o_n, n)

@@ -1,13 +1,13 @@
 """Attention of long rows: keys stream by, and a second kernel sums the columns of softmax from the saved lse.
 
-The equations, and which keys and queries are left out, stand in `attention`.
+The equations are in `rows.py`; which keys and queries are left out, in `blocks.py`.
 """
 
 import triton
 import triton.language as tl
 
-from .attention import LOG2E, finish, load_keys, load_rows, product, query_weight, row_products, store_rows
-from .tokens import valid_tokens
+from ..tokens import valid_tokens
+from .blocks import LOG2E, finish, load_keys, load_rows, product, query_weight, row_products, store_rows
 
 
 @triton.jit(do_not_specialize=["n", "heads"])
@@ -21,13 +21,13 @@ def attend_stream_kernel(
 ):  # fmt: skip
     """Out [B, H, N, e] and lse [B, H, N] of BM queries while tiles of BN keys stream by.
 
-    The online softmax: what was summed shrinks whenever a larger logit comes (Milakov, Gimelshein, arXiv 1805.02867).
+    Online softmax: sums are scaled down whenever a larger logit comes (Milakov, Gimelshein, arXiv 1805.02867).
     """
     pid = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(n, BM)
-    line = pid // blocks
-    b = line // heads
-    h = line % heads
+    bh = pid // blocks
+    b = bh // heads
+    h = bh % heads
     p_q += (b * stride_qb + h * stride_qh) * UNIT
     p_k += (b * stride_kb + h * stride_kh) * UNIT
     p_v += (b * stride_vb + h * stride_vh) * UNIT
@@ -39,7 +39,7 @@ def attend_stream_kernel(
     o_m = (pid % blocks).to(tl.int32) * BM + tl.arange(0, BM)
     m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
     b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
-    b_most = tl.full((BM,), float("-inf"), tl.float32)
+    b_max = tl.full((BM,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BM,), tl.float32)
     b_out = tl.zeros((BM, BE), tl.float32)
     for j in tl.range(0, n, BN):
@@ -51,18 +51,18 @@ def attend_stream_kernel(
             BD, BC, PRECISION, WIDEN, UNIT,
         )  # fmt: skip
         b_p = b_p * (scale * LOG2E) + b_bias[None, :]
-        b_new = tl.maximum(b_most, tl.max(b_p, 1))
+        b_new = tl.maximum(b_max, tl.max(b_p, 1))
         b_base = tl.where(b_new == float("-inf"), 0.0, b_new)
         b_p = tl.exp2(b_p - b_base[:, None])
-        b_shrink = tl.exp2(b_most - b_base)
+        b_shrink = tl.exp2(b_max - b_base)
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         b_v = load_rows(p_v, o_n, m_n, o_e, e, stride_vn, UNIT)
         b_out = product(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], PRECISION, WIDEN)
-        b_most = b_new
-    b_inverse, b_lse = finish(b_most, b_sum, m_m)
+        b_max = b_new
+    b_inverse, b_lse = finish(b_max, b_sum, m_m)
     b_out = tl.where(m_m[:, None], b_out * b_inverse[:, None], 0.0)
     store_rows(p_out, b_out, o_m, o_m < n, o_e, e, stride_on, UNIT)
-    tl.store(p_lse + line * n + o_m, b_lse, mask=o_m < n)
+    tl.store(p_lse + bh * n + o_m, b_lse, mask=o_m < n)
 
 
 @triton.jit(do_not_specialize=["n", "heads"])
@@ -76,14 +76,14 @@ def received_kernel(
     """Partial sums [B, H, N]: what BN keys of a head received, `sum_i size_i exp2(logit_ij - lse_i)`."""
     pid = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(n, BN)
-    line = pid // blocks
-    b = line // heads
-    h = line % heads
+    bh = pid // blocks
+    b = bh // heads
+    h = bh % heads
     p_q += (b * stride_qb + h * stride_qh) * UNIT
     p_k += (b * stride_kb + h * stride_kh) * UNIT
     p_size += b * stride_sb
     p_mask += b * stride_mb
-    p_lse += line * n
+    p_lse += bh * n
     o_d = tl.arange(0, BD)
     o_n = (pid % blocks).to(tl.int32) * BN + tl.arange(0, BN)
     m_n, b_bias = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
@@ -101,4 +101,4 @@ def received_kernel(
         b_p = b_p * (scale * LOG2E) + b_bias[:, None]
         b_p = tl.exp2(b_p - b_lse[None, :])
         b_received += tl.sum(b_p * query_weight(p_size, o_m, m_m, stride_sn, SIZED)[None, :], 1)
-    tl.store(p_partial + line * n + o_n, b_received, mask=o_n < n)
+    tl.store(p_partial + bh * n + o_n, b_received, mask=o_n < n)

@@ -1,17 +1,18 @@
-"""The gradient of softmax attention: probabilities are made again from lse, nothing of N x N is kept.
+"""The gradient of softmax attention: probabilities are recomputed from lse, nothing of N x N is kept.
 
     delta_i = g_i . out_i                    ds_ij = p_ij (g_i . v_j - delta_i)
     dq_i = scale sum_j ds_ij k_j             dk_j = scale sum_i ds_ij q_i             dv_j = sum_i p_ij g_i
 
-One kernel walks the keys for each block of queries, another the queries for each block of keys: no atomics, the same
-bits every time. Sizes and masks are constants; see `attention` for how they, and lse, leave out keys and queries.
+One kernel loops over the keys for each block of queries, another over the queries for each block of keys: no atomics,
+the same bits every time. Sizes and masks have no gradient; `blocks.py` says how they, and lse, leave out keys and
+queries.
 """
 
 import triton
 import triton.language as tl
 
-from .attention import LOG2E, load_keys, load_rows, product, row_products, store_rows
-from .tokens import valid_tokens
+from ..tokens import valid_tokens
+from .blocks import LOG2E, load_keys, load_rows, product, row_products, store_rows
 
 
 @triton.jit(do_not_specialize=["n", "heads"])
@@ -27,9 +28,9 @@ def query_gradient_kernel(
     """dq [B, H, N, d] and delta [B, H, N] of BM queries while tiles of BN keys stream by."""
     pid = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(n, BM)
-    line = pid // blocks
-    b = line // heads
-    h = line % heads
+    bh = pid // blocks
+    b = bh // heads
+    h = bh % heads
     p_grad += (b * stride_gb + h * stride_gh) * UNIT
     p_q += (b * stride_qb + h * stride_qh) * UNIT
     p_k += (b * stride_kb + h * stride_kh) * UNIT
@@ -44,8 +45,8 @@ def query_gradient_kernel(
     b_grad = load_rows(p_grad, o_m, m_m, o_e, e, stride_gn, UNIT)
     b_out = load_rows(p_out + (b * stride_ob + h * stride_oh) * UNIT, o_m, m_m, o_e, e, stride_on, UNIT)
     b_delta = tl.sum(b_grad.to(tl.float32) * b_out.to(tl.float32), 1)
-    tl.store(p_delta + line * n + o_m, b_delta, mask=o_m < n)
-    b_lse = tl.load(p_lse + line * n + o_m, mask=o_m < n, other=float("inf"))
+    tl.store(p_delta + bh * n + o_m, b_delta, mask=o_m < n)
+    b_lse = tl.load(p_lse + bh * n + o_m, mask=o_m < n, other=float("inf"))
     b_dq = tl.zeros((BM, BD), tl.float32)
     for j in tl.range(0, n, BN):
         o_n = j + tl.arange(0, BN)
@@ -78,17 +79,17 @@ def key_gradient_kernel(
     """dk [B, H, N, d] and dv [B, H, N, e] of BN keys while tiles of BM queries stream by."""
     pid = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(n, BN)
-    line = pid // blocks
-    b = line // heads
-    h = line % heads
+    bh = pid // blocks
+    b = bh // heads
+    h = bh % heads
     p_grad += (b * stride_gb + h * stride_gh) * UNIT
     p_q += (b * stride_qb + h * stride_qh) * UNIT
     p_k += (b * stride_kb + h * stride_kh) * UNIT
     p_v += (b * stride_vb + h * stride_vh) * UNIT
     p_size += b * stride_sb
     p_mask += b * stride_mb
-    p_lse += line * n
-    p_delta += line * n
+    p_lse += bh * n
+    p_delta += bh * n
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
     o_n = (pid % blocks).to(tl.int32) * BN + tl.arange(0, BN)

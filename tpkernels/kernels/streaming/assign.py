@@ -1,44 +1,19 @@
-"""Nearest centres of many tokens, without any tensor of N x K: distances and their arg-min in one pass.
+"""Nearest centers of many tokens, without any tensor of N x K: distances and their arg-min in one pass.
 
     label_i = arg min_s ||x_i - c_s||^2 = arg min_s (||c_s||^2 / 2 - x_i . c_s)
 
-The products run on tensor cores without losing float32's digits: tokens and centres, less the sample's mean and scaled
+The products run on tensor cores without losing float32's digits: tokens and centers, less the sample's mean and scaled
 by a power of two, are each the sum of two float16, x = h + l, and `x . c = h . h' + h . l' + l . h'` (l . l' is below
-rounding). Splitting happens once, not in each iteration, and costs what a float32 copy of the tokens does.
+rounding). Tokens are split once (`halves.py`), not in every iteration, and take the memory of a float32 copy.
 """
 
 import triton
 import triton.language as tl
 
-from .segments import split_halves
-
-
-@triton.jit(do_not_specialize=["n"])
-def split_tokens_kernel(
-    p_x, p_offset, p_factor, p_high, p_low, n, d, width, stride_b, stride_n, stride_d, T: tl.constexpr, BD: tl.constexpr
-):  # fmt: skip
-    """`factor_b (x - offset_b)` [B, N, D] in halves [B, N, width], zeros behind D; a program has T tokens."""
-    pid = tl.program_id(0).to(tl.int64)
-    parts = tl.cdiv(n, T)
-    b = pid // parts
-    o_i = pid % parts * T + tl.arange(0, T)
-    factor = tl.load(p_factor + b)
-    for c in range(0, width, BD):
-        o_d = c + tl.arange(0, BD)
-        m = (o_i < n)[:, None] & (o_d < d)[None, :]
-        p_row = p_x + b * stride_b + o_i[:, None] * stride_n + o_d[None, :] * stride_d
-        b_x = tl.load(p_row, mask=m, other=0.0).to(tl.float32)
-        b_x -= tl.load(p_offset + b * d + o_d, mask=o_d < d, other=0.0)[None, :]
-        b_high, b_low = split_halves(tl.where(m, b_x, 0.0) * factor)
-        o_out = (b * n + o_i)[:, None] * width + o_d[None, :]
-        m_out = (o_i < n)[:, None] & (o_d < width)[None, :]
-        tl.store(p_high + o_out, b_high, mask=m_out)
-        tl.store(p_low + o_out, b_low, mask=m_out)
-
 
 @triton.jit
 def _nearer(b_product, b_norm, o_s, b_best, b_label):
-    """The running arg-min after another tile of centres; the lowest slot wins ties."""
+    """The running arg-min after another tile of centers; the lowest slot wins ties."""
     b_score = b_norm[None, :] - b_product
     b_least = tl.min(b_score, 1)
     b_slot = tl.min(tl.where(b_score == b_least[:, None], o_s[None, :], 2147483647), 1)
@@ -49,16 +24,16 @@ def _nearer(b_product, b_norm, o_s, b_best, b_label):
     do_not_specialize=["n", "k", "parts", "slots", "first"], do_not_specialize_on_alignment=["p_moving", "p_moved"]
 )
 def assign_kernel(
-    p_high, p_low, p_centre_high, p_centre_low, p_norm, p_mask, p_medoid, p_old, p_new, p_moving, p_moved,
+    p_high, p_low, p_center_high, p_center_low, p_norm, p_mask, p_medoid, p_old, p_new, p_moving, p_moved,
     n, k, width, parts, slots, first, stride_mb, stride_mn,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, HOLD: tl.constexpr, MASKED: tl.constexpr,
     MEDOIDS: tl.constexpr,
 ):  # fmt: skip
-    """New keys b (K + 1) + label of BN tokens from halves of tokens [B, N, width] and of centres [B, K, width].
+    """New keys b (K + 1) + label of BN tokens from halves of tokens [B, N, width] and of centers [B, K, width].
 
-    p_moved[b] becomes 1 if any key differs from the old one, and on the first turn. Samples that do not move any more
-    are left alone. Half the centres' squared norms come in parts, [parts, slots = B K]. HOLD keeps the tokens' channels
-    while the centres stream by: width = BD and parts = 1.
+    p_moved[b] becomes 1 if any key differs from the old one, and on the first turn. Samples that have converged are
+    skipped. Half the centers' squared norms come in parts, [parts, slots = B K]. HOLD keeps the tokens' channels in
+    registers for all tiles of centers: width = BD and parts = 1.
     """
     pid = tl.program_id(0).to(tl.int64)
     tiles = tl.cdiv(n, BN)
@@ -67,12 +42,12 @@ def assign_kernel(
         return
     o_n = (pid % tiles).to(tl.int32) * BN + tl.arange(0, BN)
     m_n = o_n < n
-    # Outside, the last token and the last centre stand in: no mask in the loops.
+    # Lanes out of range repeat the last token or the last center, so that the loops need no masks.
     o_x = (b * n + tl.minimum(o_n, n - 1))[:, None] * width
     o_d = tl.arange(0, BD)
     p_norm += b * k
-    p_centre_high += b * k * width
-    p_centre_low += b * k * width
+    p_center_high += b * k * width
+    p_center_low += b * k * width
     b_best = tl.full((BN,), float("inf"), tl.float32)
     b_label = tl.zeros((BN,), tl.int32)
     if HOLD:
@@ -81,8 +56,8 @@ def assign_kernel(
         for s in range(0, k, BK):
             o_s = tl.minimum(s + tl.arange(0, BK), k - 1)
             o_c = o_s.to(tl.int64)[:, None] * width + o_d[None, :]
-            b_ch = tl.trans(tl.load(p_centre_high + o_c))
-            b_cl = tl.trans(tl.load(p_centre_low + o_c))
+            b_ch = tl.trans(tl.load(p_center_high + o_c))
+            b_cl = tl.trans(tl.load(p_center_low + o_c))
             b_product = tl.dot(b_h, b_cl)
             b_product = tl.dot(b_l, b_ch, b_product)
             b_product = tl.dot(b_h, b_ch, b_product)
@@ -95,8 +70,8 @@ def assign_kernel(
             for c in range(0, width, BD):
                 b_h = tl.load(p_high + o_x + c + o_d[None, :])
                 b_l = tl.load(p_low + o_x + c + o_d[None, :])
-                b_ch = tl.trans(tl.load(p_centre_high + o_c + c))
-                b_cl = tl.trans(tl.load(p_centre_low + o_c + c))
+                b_ch = tl.trans(tl.load(p_center_high + o_c + c))
+                b_cl = tl.trans(tl.load(p_center_low + o_c + c))
                 b_product = tl.dot(b_h, b_cl, b_product)
                 b_product = tl.dot(b_l, b_ch, b_product)
                 b_product = tl.dot(b_h, b_ch, b_product)
@@ -110,7 +85,7 @@ def assign_kernel(
     base = b * (k + 1)
     b_old = tl.load(p_old + b * n + o_n, mask=m_n, other=0)
     if MEDOIDS:
-        # Among equal tokens too, a medoid belongs to the cluster that it was chosen from.
+        # A medoid belongs to the cluster that it was chosen from, even where another medoid is an equal token.
         o_own = (b_old - base).to(tl.int32)
         b_medoid = tl.load(p_medoid + b * k + o_own, mask=m_n & (o_own < k), other=-1)
         b_label = tl.where(b_medoid == o_n, o_own, b_label)
@@ -121,5 +96,5 @@ def assign_kernel(
     tl.store(p_new + b * n + o_n, b_new, mask=m_n)
     moved = tl.sum((m_n & (b_new != b_old)).to(tl.int32), 0)
     if (moved > 0) | (first > 0):
-        # Whoever writes, writes 1.
+        # Benign race: every writer stores 1.
         tl.store(p_moved + b, 1)

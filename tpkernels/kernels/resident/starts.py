@@ -1,4 +1,4 @@
-"""Where K-Means and K-Medoids start: K tokens of a sample, as labels that name them and leave the others at -1.
+"""Starts of K-Means and K-Medoids: K tokens of a sample, labelled 0..K-1, and all others -1.
 
 `given` indices, the tokens of highest weight (`topk`, the paper's), evenly spaced ones (`strided`), or farthest-first
 traversal (Gonzalez, 1985) on the Gram matrix. Ward's clusters as a start are in `ward.py`.
@@ -7,13 +7,7 @@ traversal (Gonzalez, 1985) on the Gram matrix. Ward's clusters as a start are in
 import triton
 import triton.language as tl
 
-GIVEN, TOPK, STRIDED, FARTHEST, WARD = (
-    tl.constexpr(0),
-    tl.constexpr(1),
-    tl.constexpr(2),
-    tl.constexpr(3),
-    tl.constexpr(4),
-)
+from .codes import INIT_FARTHEST, INIT_STRIDED, INIT_TOPK
 
 
 @triton.jit
@@ -34,7 +28,7 @@ def _mark_highest(p_score, p_chosen, b_valid, n, k, NP: tl.constexpr, R: tl.cons
 def _mark_farthest(
     p_gram, p_weight, p_norm, p_mean, p_chosen, b_valid, n, slots, ld, NP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Marks first the token of largest w ||x - mu||^2, then by turns that of largest w min_c ||x - x_c||^2."""
+    """Marks the token of largest w ||x - mu||^2, then one after another that of largest w min_c ||x - x_c||^2."""
     o_n = tl.arange(0, NP)
     b_weight = tl.load(p_weight + o_n, mask=o_n < n, other=0.0)
     b_norm = tl.load(p_norm + o_n, mask=o_n < n, other=0.0)
@@ -44,14 +38,14 @@ def _mark_farthest(
         o_i = i + tl.arange(0, R)
         m_g = (o_i < n)[:, None] & (o_n < ld)[None, :]
         b_g = tl.load(p_gram + o_i[:, None] * ld + o_n[None, :], mask=m_g, other=0.0)
-        # What stands where no token is may be anything, and times 0 an infinity would be NaN.
+        # 0 * inf is NaN: the row's padding holds old scratch, so it is masked and not multiplied by 0.
         b_dot = tl.sum(tl.where((b_mass > 0)[None, :], b_g * b_mass[None, :], 0.0), 1)
         tl.store(p_mean + o_i, b_dot / total, mask=o_i < n)
     tl.debug_barrier()
     b_mean = tl.load(p_mean + o_n, mask=o_n < n, other=0.0)
     # ||x_i - mu||^2 = G_ii - 2 x_i . mu + mu . mu
-    b_centre = tl.where(b_mass > 0, b_mass * b_mean, 0.0)
-    b_least = tl.maximum(b_norm - 2 * b_mean + tl.sum(b_centre, 0) / total, 0.0)
+    b_part = tl.where(b_mass > 0, b_mass * b_mean, 0.0)
+    b_least = tl.maximum(b_norm - 2 * b_mean + tl.sum(b_part, 0) / total, 0.0)
     b_chosen = tl.zeros((NP,), tl.int32)
     for step in range(slots):
         b_score = tl.where(b_valid & (b_chosen == 0), b_weight * b_least, -1.0)
@@ -83,15 +77,15 @@ def start_labels(
 ):  # fmt: skip
     """Writes the labels [N] of the chosen tokens, numbered in their order."""
     o_n = tl.arange(0, NP)
-    if INIT == STRIDED:
-        # The s-th centre is the (s count // slots)-th valid token.
+    if INIT == INIT_STRIDED:
+        # The s-th center is the (s count // slots)-th valid token.
         b_rank = tl.cumsum(b_valid.to(tl.int32), 0) - 1
         b_slot = (b_rank * slots + count - 1) // tl.maximum(count, 1)
         m_chosen = b_valid & (b_slot < slots) & (b_slot * count // tl.maximum(slots, 1) == b_rank)
     else:
-        if INIT == TOPK:
+        if INIT == INIT_TOPK:
             _mark_highest(p_weight, p_chosen, b_valid, n, slots, NP, R)
-        elif INIT == FARTHEST:
+        elif INIT == INIT_FARTHEST:
             _mark_farthest(p_gram, p_weight, p_norm, p_spare, p_chosen, b_valid, n, slots, ld, NP, R)
         else:
             _mark_given(p_start, p_chosen, n, k, stride_start, NP, KP)

@@ -16,7 +16,7 @@ def cluster_mean_backward_kernel(
 ):  # fmt: skip
     """Gradients of the means [B, K, D] to tokens [B, N, D] and weights [B, N]; a program has T tokens of a sample.
 
-    total [B, K] is W_c, or minus the number of members where W_c is 0: these count equally, whatever their weights.
+    total [B, K] is W_c, or minus the number of members where W_c is 0 and they count equally.
     """
     pid = tl.program_id(0).to(tl.int64)
     parts = tl.cdiv(n, T)
@@ -37,7 +37,7 @@ def cluster_mean_backward_kernel(
         m = m_in[:, None] & (o_d < d)
         p_row = p_grad + b * stride_gb + b_label[:, None] * stride_gk
         b_g = tl.load(p_row + o_d * stride_gd, mask=m, other=0.0).to(tl.float32)
-        # Where a token has no cluster its share is not looked at: 0 it gets, whatever stands in the weights.
+        # A token without a cluster gets 0, even where its share is NaN.
         b_out = tl.where(m, b_g * b_share[:, None], 0.0).to(p_grad_x.dtype.element_ty)
         tl.store(p_grad_x + (b * n + o_i)[:, None] * d + o_d, b_out, mask=m_i[:, None] & (o_d < d))
         if GRAD_WEIGHT:

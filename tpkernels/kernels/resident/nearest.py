@@ -1,4 +1,4 @@
-"""Every token's nearest slot, block of slots after block: the rule that K-Means and K-Medoids share."""
+"""Every token's nearest slot, one block of slots after another: the rule that K-Means and K-Medoids share."""
 
 import triton
 import triton.language as tl
@@ -14,7 +14,7 @@ def nearer(b_score, o_s, b_best, b_label):
 
 @triton.jit
 def store_nearest(p_norm, p_label, p_sqdist, b_best, b_label, b_valid, o_n, n):
-    """Writes labels [N], -1 where a token is not there, and squared distances: scores leave out the token's norm."""
+    """Writes labels [N], -1 for invalid tokens, and squared distances: scores plus the token's norm."""
     b_norm = tl.load(p_norm + o_n, mask=o_n < n, other=0.0)
     tl.store(p_label + o_n, tl.where(b_valid, b_label, -1), mask=o_n < n)
     tl.store(p_sqdist + o_n, tl.maximum(b_norm + b_best, 0.0), mask=o_n < n)

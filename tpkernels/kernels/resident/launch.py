@@ -1,23 +1,25 @@
-"""Ward, K-Means and K-Medoids of whole samples, each by one program, in one launch.
+"""The entry kernels of Ward, K-Means and K-Medoids: one launch, a sample by one program, or three.
 
-A program takes sample after sample (a persistent grid). It reads the tokens once for their Gram matrix, clusters on
-that matrix in scratch of its own, and reads the tokens again to pool them:
+In one launch a program takes sample after sample (a persistent grid). It reads the tokens for their Gram matrix,
+clusters on that matrix in scratch of its own, and reads the tokens again to pool them:
 
     x [B, N, D] -> tokens [B, K, D], assignment [B, N], source [B, N], medoids [B, K], loss [B], n_iter [B],
                    merge_heights [B, N - 1], total [B, K]
 
-Scratch belongs to the P programs, whatever B is. Few large samples take three launches of the same parts instead, so
-that several programs share a sample where its work is large: the tiles of the Gram matrix, the clustering, and the
-channels of the pooled tokens. Both ways compute the same numbers in the same order.
+There is scratch for each program, not for each sample. Few large samples take three launches of the same parts, so that
+several programs share a sample: tiles of the Gram matrix, the clustering, and channels of the pooled tokens. Both ways
+compute the same numbers in the same order.
 """
 
 import triton
 import triton.language as tl
 
-from .sample import cluster_sample, pool_sample
-from .tokens import EXACT, SPLIT, channel_pivots, gram_matrix, gram_tile
+from .cluster import cluster_sample
+from .codes import FACTORS_EXACT, FACTORS_SPLIT
+from .gram import channel_pivots, gram_matrix, gram_tile
+from .pool import pool_sample
 
-# What seldom runs takes few registers from what always does.
+# Small tile for the rare exact pass, so the hot path keeps its registers.
 RARE_TILE = tl.constexpr(32)
 
 
@@ -34,32 +36,32 @@ def resident_kernel(
     POOL_WEIGHTED: tl.constexpr, MASKED: tl.constexpr, FACTORS: tl.constexpr, PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """See the module. OUTPUT is 0 for the centres, 1 for means of the final clusters, 2 for medoid tokens."""
+    """All steps of whole samples; METHOD, INIT, OUTPUT and FACTORS are those of `codes.py`."""
     program = tl.program_id(0).to(tl.int64)
     p_floats += program * floats
     p_ints += program * ints
-    # What is the same for all samples would be kept in registers from one to the next, more than there are.
+    # disable_licm: values hoisted out of the loop over samples would take more registers than there are.
     for sample in tl.range(tl.program_id(0), batch, tl.num_programs(0), disable_licm=True):
-        # Offsets of samples pass 2^31.
+        # The sum with an int64 widens the index: offsets of samples pass 2^31.
         b = program * 0 + sample
         p_pivot = p_floats + 11 * NP + 2 * KP
         p_gram = p_pivot + (d + 15) // 16 * 16
-        # The previous sample's last reads of the scratch come before this one's first writes.
+        # The previous sample's reads of the scratch end before this one's writes begin.
         tl.debug_barrier()
         p_xb = p_x + b * stride_b
         p_mb = p_mask + b * stride_mb
-        channel_pivots(p_xb, p_mb, p_pivot, n, d, stride_n, stride_d, stride_mn, BD, MASKED, FACTORS == EXACT)
+        channel_pivots(p_xb, p_mb, p_pivot, n, d, stride_n, stride_d, stride_mn, BD, MASKED, FACTORS == FACTORS_EXACT)
         inexact = gram_matrix(
             p_xb, p_mb, p_pivot, p_gram, n, d, stride_n, stride_d, stride_mn, ld,
             T, BD, MASKED, FACTORS, PRECISION, WIDEN,
         )  # fmt: skip
-        # Two conditions, since the first is known to the compiler.
-        if FACTORS == EXACT:  # noqa: SIM102
+        # Nested, since the outer condition is a compile-time constant.
+        if FACTORS == FACTORS_EXACT:  # noqa: SIM102
             if inexact > 0:
                 gram_matrix(
                     p_xb, p_mb, p_pivot, p_gram, n, d, stride_n, stride_d, stride_mn, ld,
-                    T if T < RARE_TILE else RARE_TILE, BD if BD < RARE_TILE else RARE_TILE, MASKED, SPLIT, PRECISION,
-                    WIDEN,
+                    T if T < RARE_TILE else RARE_TILE, BD if BD < RARE_TILE else RARE_TILE, MASKED, FACTORS_SPLIT,
+                    PRECISION, WIDEN,
                 )  # fmt: skip
         cluster_sample(
             p_weight, p_pool_weight, p_mask, p_start,
@@ -81,7 +83,10 @@ def gram_kernel(
     NP: tl.constexpr, KP: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, MASKED: tl.constexpr,
     FACTORS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """First of three: a program makes a tile of a sample's Gram matrix. Every one of them writes the same pivots."""
+    """First of three: a program makes a tile of a sample's Gram matrix.
+
+    Benign race: every program of a sample stores the same pivots.
+    """
     tiles = tl.cdiv(n, T)
     b = tl.program_id(0).to(tl.int64) // (tiles * tiles)
     tile = tl.program_id(0) % (tiles * tiles)
@@ -91,12 +96,12 @@ def gram_kernel(
         p_mb = p_mask + b * stride_mb
         p_pivot = p_floats + b * floats + 11 * NP + 2 * KP
         p_gram = p_pivot + (d + 15) // 16 * 16
-        channel_pivots(p_xb, p_mb, p_pivot, n, d, stride_n, stride_d, stride_mn, BD, MASKED, FACTORS == EXACT)
+        channel_pivots(p_xb, p_mb, p_pivot, n, d, stride_n, stride_d, stride_mn, BD, MASKED, FACTORS == FACTORS_EXACT)
         inexact = gram_tile(
             p_xb, p_mb, p_pivot, p_gram, i, j, n, d, stride_n, stride_d, stride_mn, ld,
             T, BD, MASKED, FACTORS, PRECISION, WIDEN,
         )  # fmt: skip
-        # Every token is a row of one tile on the diagonal.
+        # The diagonal tiles have every token as a row once, so their counts are enough.
         if i == j:
             tl.store(p_ints + b * ints + tile // tiles, inexact)
 
@@ -121,13 +126,13 @@ def cluster_kernel(
     p_mb = p_mask + b * stride_mb
     p_pivot = p_floats + 11 * NP + 2 * KP
     p_gram = p_pivot + (d + 15) // 16 * 16
-    if FACTORS == EXACT:
+    if FACTORS == FACTORS_EXACT:
         o_t = tl.arange(0, NP)
         if tl.sum(tl.load(p_ints + o_t, mask=o_t < tl.cdiv(n, T), other=0), 0) > 0:
             gram_matrix(
                 p_x + b * stride_b, p_mb, p_pivot, p_gram, n, d, stride_n, stride_d, stride_mn, ld,
-                T if T < RARE_TILE else RARE_TILE, BD if BD < RARE_TILE else RARE_TILE, MASKED, SPLIT, PRECISION,
-                WIDEN,
+                T if T < RARE_TILE else RARE_TILE, BD if BD < RARE_TILE else RARE_TILE, MASKED, FACTORS_SPLIT,
+                PRECISION, WIDEN,
             )  # fmt: skip
     tl.debug_barrier()
     cluster_sample(

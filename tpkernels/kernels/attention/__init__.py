@@ -1,0 +1,1 @@
+"""Softmax attention that also tells what each key received, and its gradient."""
