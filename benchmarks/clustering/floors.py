@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from ..timing import dtype_bytes
 from .cases import Case
 from .inputs import Inputs
-from .timing import dtype_bytes
 
 
 def product_is_gram(case: Case) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import environment, gpu, memory, tax_gate, timing
-from .context import Context
-from .deadline import Until
-from .errors import DeviceLost, in_words
-from .tax_calls import Call, captured, compiled
-from .tax_cases import BASE, METHODS, MODES, SLICING, Problem
-from .tax_models import DeiT, Unavailable, Variant, images_for, model_of, variants
-from .tax_rows import TIMES, Row, red
-from .timing import LEAST, Budget, quantile
+from .. import environment, gpu, memory, runner, timing
+from ..context import Context
+from ..runner import Measure
+from ..timing import LEAST, Budget, quantile
+from . import gate
+from .calls import Call, captured, compiled
+from .cases import BASE, METHODS, MODES, SLICING, Problem
+from .models import DeiT, Unavailable, Variant, images_for, model_of, variants
+from .rows import Row
 
 EAGER, COMPILED, GRAPH = MODES
 
@@ -38,6 +36,19 @@ class Subject:
     compiled: Call | None = None
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A model's call that takes turns in one mode, and its row there."""
+
+    name: str
+    rows: list[Row]
+    call: Call
+
+    def owns(self, call: Call) -> bool:
+        """Whether a call that is measured is this one."""
+        return self.call is call
+
+
 def blank_row(facts: dict[str, Any], problem: Problem, mode: str, method: str) -> Row:
     """A row before anything has run; facts: of `environment.facts`, with `runs_on` and `allocator`."""
     layers = problem.schedule.layers
@@ -48,12 +59,8 @@ def blank_row(facts: dict[str, Any], problem: Problem, mode: str, method: str) -
     )  # fmt: skip
 
 
-class TaxRunner:
-    """Runs problems on one device.
-
-    Attributes:
-        red: how many rows were wrong or failed.
-    """
+class Runner(runner.Runner):
+    """Runs problems on one device."""
 
     def __init__(
         self,
@@ -62,12 +69,8 @@ class TaxRunner:
         facts: dict[str, Any] | None = None,
         context: Context | None = None,
     ) -> None:
-        self._context = context or Context()
-        self.device, self.budget = device, Until(budget, self._context.deadline)
-        self.red = 0
         plain = {"runs_on": device.type, "allocator": memory.DEFAULT}
-        self._facts = facts or {**environment.facts(device), **plain}
-        self._watch = gpu.Stopwatch(device) if device.type == "cuda" else None
+        super().__init__(device, budget, facts or {**environment.facts(device), **plain}, context)
 
     def run(self, problem: Problem, modes: Sequence[str], methods: Sequence[str] = METHODS) -> list[Row]:
         """The rows of one problem: for each mode the base model, the sliced one, and the methods in order.
@@ -109,37 +112,14 @@ class TaxRunner:
         blanks = {mode: blank_row(self._facts, problem, mode, method) for mode in modes}
         return {mode: row for mode, row in blanks.items() if not self._context.ledger.has(row)}
 
-    def _write(self, rows: Sequence[Row]) -> None:
-        self._context.ledger.add(rows)
-        self.red += sum(red(row.method, row.status) for row in rows)
-
-    def _attempt(self, rows: Sequence[Row], name: str, step: Callable[[], Any]) -> Any:
-        """What a step of one model gives; where it raises, its rows say so, and the run goes on."""
-        return self._context.attempt(rows[0].method, name, step, functools.partial(self._fail, rows))
-
-    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
-        """Writes a model's rows without times, which say what was raised.
-
-        Raises:
-            DeviceLost: nothing can run in this process any more.
-        """
-        # Told in full here, in the rows and by the exit code: one model's failure must not cost the others' rows.
-        traceback.print_exc(file=sys.stderr)
-        for row in rows:
-            row.status = f"failed: {in_words(error)}"
-            _without_times(row)
-        self._write(rows)
-        if environment.is_lost(self.device):
-            raise DeviceLost(f"{rows[0].method}, {rows[0].model}: {rows[0].status}") from error
-
     def _gate(self, subject: Subject, model: DeiT, images: Tensor) -> None:
         """The first call, eagerly: what it takes, and whether the model does what it is to be timed for."""
         variant = subject.variant
         found: list[tuple[Tensor, str | None]] = []
-        took = timing.wall_ms(lambda: found.append(tax_gate.first_call(variant, images)), self._wait)
+        took = timing.wall_ms(lambda: found.append(gate.first_call(variant, images)), self._wait)
         logits, wrong = found[0]
         if wrong is None and variant.name == "ward":
-            wrong = tax_gate.changes_nothing(model, images)
+            wrong = gate.changes_nothing(model, images)
         for row in subject.rows.values():
             row.tokens = " ".join(map(str, variant.tokens))
             row.status = row.status if wrong is None else f"wrong: {wrong}"
@@ -151,14 +131,10 @@ class TaxRunner:
     def _tell_rounds(self, rows: Sequence[Row], base: Subject, images: Tensor, problem: Problem) -> None:
         """Says in all rows how many rounds Ward takes on the base model's tokens; without that base is not through."""
         logits, base.logits = base.logits, None
-        rounds = tax_gate.ward_rounds(base.variant.module, images, problem.schedule)
+        rounds = gate.ward_rounds(base.variant.module, images, problem.schedule)
         for row in rows:
             row.ward_rounds = rounds
         base.logits = logits
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def _time(self, mode: str, subjects: Sequence[Subject], images: Tensor) -> None:
         """Times the models in one mode by turns, those whose logits are right in it."""
@@ -167,45 +143,30 @@ class TaxRunner:
             _skip(rows, "no C++ compiler")
             self._write(rows)
             return
-        ready: dict[str, Call] = {}
+        ready = []
         for subject in subjects:
+            rows = [subject.rows[mode]]
             step = functools.partial(self._prepare, mode, subject, images)
-            call = self._attempt([subject.rows[mode]], f"the first call, {mode}", step)
+            call = self._attempt(rows, f"the first call, {mode}", step)
             if call is not None:
-                ready[subject.variant.name] = call
-        rows = {subject.variant.name: subject.rows[mode] for subject in subjects}
-        ms = self._take_turns(mode, ready, rows)
-        left = {name: rows[name] for name in ready}
+                ready.append(Ready(subject.variant.name, rows, call))
+        measure = self._watch.event_ms if self._watch else timing.wall_ms
+        rounds = functools.partial(self._rounds, ready)
+        ms = self._take_turns(ready, measure, f"the repeats, {mode}", rounds)
+        left = {one.name: one.rows[0] for one in ready}
         for name, times in ms.items():
             complete(left[name], times, ms[SLICING], ms[BASE])
         if not ms:
-            (lost, *_) = (name for name in (BASE, SLICING) if name not in ready)
+            (lost, *_) = (name for name in (BASE, SLICING) if name not in left)
             _skip(left.values(), f"nothing to compare with: {lost} could not be timed")
         self._write(list(left.values()))
 
-    def _take_turns(self, mode: str, ready: dict[str, Call], rows: dict[str, Row]) -> dict[str, list[float]]:
-        """Milliseconds by name; a call that raises leaves `ready`, and the others begin again.
-
-        None at all where base or slicing is not there, which the others are compared with.
-        """
-        measure = self._watch.event_ms if self._watch else timing.wall_ms
-        running: list[str] = []
-
-        def measure_one(call: Call) -> float:
-            running[:] = [name for name, one in ready.items() if one is call]
-            self._context.progress(running[0], f"the repeats, {mode}")
-            return measure(call)
-
-        while BASE in ready and SLICING in ready:
-            try:
-                ms = by_turns(list(ready.values()), self.budget, measure_one)
-            except Exception as error:
-                del ready[running[0]]
-                self._fail([rows[running[0]]], error)
-            else:
-                self._context.progress("")
-                return dict(zip(ready, ms, strict=True))
-        return {}
+    def _rounds(self, ready: Sequence[Ready], measure: Measure) -> dict[str, list[float]]:
+        """Milliseconds by name; none where base or slicing is not there, which the others are compared with."""
+        names = [one.name for one in ready]
+        if BASE not in names or SLICING not in names:
+            return {}
+        return dict(zip(names, by_turns([one.call for one in ready], self.budget, measure), strict=True))
 
     def _prepare(self, mode: str, subject: Subject, images: Tensor) -> Call | None:
         """The call that is timed, warm and checked against the eager logits; None where it is wrong."""
@@ -215,10 +176,10 @@ class TaxRunner:
         if mode != EAGER:
             found: list[Tensor] = []
             row.cold_ms = timing.wall_ms(lambda: found.append(call()), self._wait)
-            wrong = tax_gate.differs(found[0], subject.logits)
+            wrong = gate.differs(found[0], subject.logits)
             if wrong is not None:
                 row.status = f"wrong: {wrong}"
-                _without_times(row)
+                row.drop_times()
                 self._write([row])
                 return None
         if mode != GRAPH:
@@ -271,9 +232,4 @@ def complete(row: Row, ms: Sequence[float], sliced: Sequence[float], base: Seque
 def _skip(rows: Iterable[Row], why: str) -> None:
     for row in rows:
         row.status = f"skipped: {why}"
-        _without_times(row)
-
-
-def _without_times(row: Row) -> None:
-    for name in TIMES:
-        setattr(row, name, None)
+        row.drop_times()

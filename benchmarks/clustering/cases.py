@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .errors import Refusal
+from ..errors import Refusal
 
 # Tokens to a cluster where N grows.
 TOKENS_PER_CLUSTER = 32

@@ -18,8 +18,8 @@ from torch.nn.functional import interpolate
 
 import tpkernels
 
-from .environment import ROOT
-from .tax_cases import BASE, SLICING, Problem, Schedule
+from ..environment import ROOT
+from .cases import BASE, SLICING, Problem, Schedule
 
 sys.path.insert(0, str(ROOT / "examples"))
 from deit.methods import find_methods

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from . import records
+from .. import rows
 
 
 @dataclass(kw_only=True)
-class Row:
+class Row(rows.Row):
     """What one model did in one problem, run one way. Times are milliseconds of a forward; empty where not measured.
 
     run: when the run began (UTC), and load: the machine's load average then, shared by its rows. allocator: what the C
@@ -23,12 +22,12 @@ class Row:
     first call, compilation included (less what a cache on disk held). peak_mb: 10^6 bytes beyond model and images.
     """
 
-    run: str
-    commit: str
-    library: str
-    python: str
-    torch: str
-    triton: str
+    KEY: ClassVar = ("model", "schedule", "b", "dtype", "mode", "method")
+    TIMES: ClassVar = (
+        *("p20_ms", "p50_ms", "p99_ms", "cold_ms"),
+        *("tax", "tax_p20", "tax_p80", "speedup", "speedup_p20", "speedup_p80"),
+    )
+
     device: str
     runs_on: str
     threads: int
@@ -59,52 +58,14 @@ class Row:
     speedup_p80: float | None = None
 
     @property
-    def subject(self) -> str:
-        """Who is measured."""
-        return self.method
-
-    @property
     def part(self) -> str:
         """The part of its problem that is measured together."""
         return self.mode
 
-
-COLUMNS = tuple(field.name for field in fields(Row))
-TIMES = (
-    *("p20_ms", "p50_ms", "p99_ms", "cold_ms"),
-    *("tax", "tax_p20", "tax_p80", "speedup", "speedup_p20", "speedup_p80"),
-)
-KEY = ("model", "schedule", "b", "dtype", "mode", "method")
+    @property
+    def title(self) -> str:
+        """The method and its model."""
+        return f"{self.method}, {self.model}"
 
 
-def key(row: Row) -> tuple[str, ...]:
-    """What tells a row from the others of its run, as text."""
-    return tuple(records.text(getattr(row, name)) for name in KEY)
-
-
-def red(method: str, status: str) -> bool:
-    """Whether a row says that something is amiss."""
-    return status.startswith(("wrong", "failed"))
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Adds rows to a file, as `records.append`.
-
-    Raises:
-        ValueError: a row that is not ok carries a time.
-        Refusal, OSError: as `records.append`.
-    """
-    for row in rows:
-        if row.status != "ok" and any(getattr(row, name) is not None for name in TIMES):
-            raise ValueError(f"{row.method}, {row.model}: a row that is {row.status!r} must not carry times")
-    records.append(path, COLUMNS, [asdict(row) for row in rows])
-
-
-def check(path: Path) -> None:
-    """Raises Refusal where a file of rows is of another make or is cut off."""
-    records.check(path, COLUMNS)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a file as text by column; Refusal as `check`."""
-    return records.read(path, COLUMNS)
+TABLE = rows.Table(Row, "tax")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import tpkernels
 
-from .tax_cases import Schedule
-from .tax_models import DeiT, Variant, twin
+from .cases import Schedule
+from .models import DeiT, Variant, twin
 
 # What logits may differ by between a model run eagerly and compiled, relative to their norm: a merger that rounding
 # decides another way included, which moves them by far less than pooling does. bfloat16 itself is 0.012 from float32.

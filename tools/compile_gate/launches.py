@@ -6,17 +6,19 @@ is kept instead of run. What is compiled is then what a device would compile: no
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from .calls import LAUNCHERS, Call, calls, launcher
+from .calls import Call, calls
+from .launchers import LAUNCHERS, launcher, make
 from .targets import Target
 
 
@@ -45,7 +47,7 @@ def launches(target: Target, chosen: list[Call] | None = None) -> list[Launch]:
     found: list[Launch] = []
     for call in calls() if chosen is None else chosen:
         with recording(target) as kept:
-            call.make(meta)
+            make(call, meta)
         if not kept:
             raise RuntimeError(f"{call.name}: the launcher launched nothing")
         found += [Launch(kernel, args, kwargs, call.name) for kernel, args, kwargs in kept]
@@ -84,20 +86,36 @@ def recording(target: Target) -> Iterator[list[tuple[Any, tuple[Any, ...], dict[
             (torch.version, "hip", "6.0" if target.backend == "hip" else None),
         ):
             stack.enter_context(patch.object(owner, name, value))
-        for module in _operations():
-            if hasattr(module, "limits_of"):
-                stack.enter_context(patch.object(module, "limits_of", lambda device: target.limits))
-            # What someone has tuned on this machine is not what ships.
-            if module.__name__ == "tpkernels.ops.gpu.tuning":
-                stack.enter_context(patch.object(module, "lookup", lambda *given: None))
+        for module, name, value in _stand_ins(target):
+            stack.enter_context(patch.object(module, name, value))
         yield kept
 
 
-def _operations() -> list[Any]:
-    """The launchers' modules and all that they import; those of compiled loops need packages that may not be there."""
+def _stand_ins(target: Target) -> list[tuple[ModuleType, str, Callable[..., Any]]]:
+    """Where operations read a device's limits and its tuned configurations, by module and name, and what goes there.
+
+    The functions are found by identity in all modules that are loaded below `tpkernels.ops`, however deep and under
+    whatever name.
+
+    Raises:
+        RuntimeError: no launcher reads limits where this looks, so that kernels would be built for another device.
+    """
     for name in LAUNCHERS:
         launcher(name)
-    return [module for name, module in sys.modules.items() if name.startswith("tpkernels.ops.")]
+    limits, tuning = (importlib.import_module(f"tpkernels.ops.gpu.{name}") for name in ("limits", "tuning"))
+    # What someone has tuned on this machine is not what ships.
+    wanted = {id(limits.limits_of): lambda device: target.limits, id(tuning.lookup): lambda *given: None}
+    found = [
+        (module, name, wanted[id(value)])
+        for path, module in sorted(sys.modules.items())
+        if path.startswith("tpkernels.ops.")
+        for name, value in vars(module).items()
+        if id(value) in wanted
+    ]
+    readers = {module.__name__ for module, _, _ in found} - {limits.__name__, tuning.__name__}
+    if not readers & {f"tpkernels.ops.{module}" for module, _ in LAUNCHERS.values()}:
+        raise RuntimeError(f"limits_of: expected launchers that read it, got {sorted(readers)}")
+    return found
 
 
 def source(launch: Launch) -> tuple[Any, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from ttgir import Function
+from .ttgir import Function
 
 
 def alone(shape: str, function: Function) -> bool:

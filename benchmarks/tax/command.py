@@ -13,20 +13,16 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from . import environment, execution, memory, reports, results, tax_report, tax_rows
-from .errors import Refusal
-from .ledger import Ledger
-from .session import results_path, say_where
-from .tax_cases import BATCHES, METHODS, MODELS, SCHEDULES, modes, problems
-from .tax_job import Problems, line
-from .timing import Budget
+from .. import environment, execution, memory, reports, results, session
+from ..errors import Refusal
+from . import report
+from .cases import BATCHES, METHODS, MODELS, SCHEDULES, modes, problems
+from .job import Problems, line
+from .rows import TABLE
 
 RESULTS = environment.ROOT / "benchmarks" / "results"
 DOCUMENT = environment.ROOT / "docs" / "benchmarks.md"
 REPEATS = {"cpu": 20, "cuda": 100}
-QUICK_REPEATS = 3
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +69,7 @@ def main(argv: list[str]) -> int:
         _check(options)
         red = 0 if options.report else _measure(options)
         # A deadline may have left nothing to report, which is refused only where it was asked for.
-        there = results.files(options.output, options.quick, tax_report.KIND)
+        there = results.files(options.output, options.quick, report.KIND)
         if options.report or (there and options.worker is None):
             _report(options)
     except Refusal as error:
@@ -97,9 +93,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace) -> int:
     """Runs the problems; how many rows were wrong or failed. Refusal as `execution.execute`."""
-    device = environment.find_device(options.device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    device = session.device_of(options)
     plan = problems(
         device.type,
         small=options.quick,
@@ -107,20 +101,12 @@ def _measure(options: argparse.Namespace) -> int:
         schedules=options.schedule,
         batches=options.batch,
     )
-    path = results_path(options.output, device, options.quick, tax_report.KIND)
-    if path.exists() and path.stat().st_size:
-        # Before the work, not after it.
-        tax_rows.check(path)
-    budget = Budget(options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device.type]), options.budget)
-    allocator = memory.keep_memory() if options.keep_memory else memory.DEFAULT
-    where = {"runs_on": device.type, "allocator": allocator}
-    facts = {**environment.facts(device), **where, **execution.shared_facts(options)}
-    if options.worker is None:
-        say_where(device, allocator, facts["load"])
+    begun = session.begin(options, device, TABLE, REPEATS, line)
+    facts = {**begun.facts, "runs_on": device.type, "allocator": begun.allocator}
     with_compiled = not options.quick if options.compile is None else options.compile
     work = [(problem, modes(device.type, problem.batch, with_compiled)) for problem in plan]
     methods = list(dict.fromkeys(options.method or METHODS))
-    job = Problems(work, methods, device, budget, facts, Ledger(tax_rows, path, facts["run"], line))
+    job = Problems(work, methods, device, begun.budget, facts, begun.ledger)
     return execution.execute(job, options, device.type, facts)
 
 
@@ -128,4 +114,4 @@ def _report(options: argparse.Namespace) -> None:
     document = None
     if options.report:
         document = options.document or (None if options.quick else DOCUMENT)
-    print(reports.write([tax_report], options.output, document, options.quick))
+    print(reports.write([report], options.output, document, options.quick))

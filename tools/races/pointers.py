@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from layouts import alone
-from ttgir import Function, Op, Value, walk
+from .layouts import alone
+from .ttgir import Function, Op, Value, walk
 
 # Their results are not a function of their operands' numbers alone.
 _IMPURE = ("tt.load", "tt.atomic", "amdg.buffer", "ttg.local", "ttg.async", "tt.reduce", "tt.scan", "tt.map", "scf.")

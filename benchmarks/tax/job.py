@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from .context import Context
-from .ledger import Ledger
-from .session import measuring_on
-from .tax_cases import BASE, SLICING, Problem
-from .tax_rows import Row
-from .tax_runner import TaxRunner, blank_row
-from .timing import Budget
+from ..context import Context
+from ..ledger import Ledger
+from ..session import measuring_on
+from ..timing import Budget
+from .cases import BASE, SLICING, Problem
+from .rows import Row
+from .runner import Runner, blank_row
 
 
 class Problems:
@@ -50,7 +50,7 @@ class Problems:
     def measuring(self, context: Context) -> Iterator[Callable[[int], object]]:
         """What measures a problem, but for the rows that are there."""
         with measuring_on(self._device):
-            runner = TaxRunner(self._device, self._budget, self._facts, context)
+            runner = Runner(self._device, self._budget, self._facts, context)
             yield lambda unit: runner.run(*self._work[unit], self._methods)
 
 

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import environment
+from benchmarks.clustering import cases
+from benchmarks.clustering.cases import Case
+from benchmarks.errors import Refusal
+from benchmarks.timing import Budget, dtype_bytes
 from tpkernels.ops.backends import interpreting, regime
 from tpkernels.ops.gpu import tuning, tuning_cache
 from tpkernels.ops.gpu.limits import limits_of
 from tpkernels.ops.gpu.resident_tiles import ResidentConfig
 
-from . import cases, environment
-from .cases import Case
-from .errors import Refusal
-from .timing import Budget, dtype_bytes
 from .tuner import Attempt, Outcome, Tuner, configs_of, key_of
 
 METHODS = ("ward", "kmedoids", "kmeans")

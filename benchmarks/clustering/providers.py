@@ -15,10 +15,10 @@ from torch import Tensor
 import tpkernels
 from tpkernels.ops.backends import interpreting
 
+from ..errors import Refusal
+from ..rehearsal import rehearsing
 from . import eager
 from .cases import Case
-from .device.journal import rehearsing
-from .errors import Refusal
 from .inputs import Inputs
 
 Call = Callable[[], Tensor]

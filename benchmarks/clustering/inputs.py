@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .. import gpu
 from .cases import Case
 
 # Of structured tokens: smooth fields over the patch grid, the share of noise in the variance, how unevenly the noise is
@@ -18,6 +19,8 @@ RANK = 48
 NOISE = 0.45
 UNEVEN = 0.7
 OFFSET = 1.0
+# Different inputs are made so many times; further sets are copies, for it is their addresses that matter.
+DISTINCT_SETS = 4
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,14 @@ def make_inputs(case: Case, device: torch.device | str, seed: int = 0) -> Inputs
         start = (torch.arange(case.k) * case.n // case.k).repeat(case.b, 1)
     x = x.to(getattr(torch, case.dtype))
     return Inputs(case, x.to(device), weight.to(device) if case.weighted else None, start.to(device))
+
+
+def input_sets(case: Case, device: torch.device, most: int = gpu.MOST_SETS) -> list[Inputs]:
+    """Sets of the case's inputs that calls rotate over: on a GPU as many as exceed its cache, on a CPU one."""
+    first = make_inputs(case, device)
+    if device.type == "cpu":
+        return [first]
+    count = min(most, gpu.input_sets(device, first.x.numel() * first.x.element_size()))
+    distinct = [first, *(make_inputs(case, device, seed) for seed in range(1, min(count, DISTINCT_SETS)))]
+    copies = [distinct[i % len(distinct)] for i in range(len(distinct), count)]
+    return [*distinct, *(replace(inputs, x=inputs.x.clone()) for inputs in copies)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import results
-from .results import Measured, Record, number, time_ms
+from .. import results
+from ..markdown import listed, ms, not_timed, ratio, table, us
+from ..results import Record, number, time_ms
+from .measured import Measured, facts, read
 
 KIND, COMMANDS = "", ("kernels", "scaling", "peers")
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
@@ -18,23 +20,6 @@ TITLES = {
     "sweep": "What the main cases' time follows",
 }
 OURS = "tpkernels"
-
-
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column flush left, the others right."""
-    rule = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
-
-
-def ratio(value: float | None) -> str:
-    """A ratio in three figures; a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 100 else f"{value:,.0f}"
 
 
 def _ours(records: Sequence[Record]) -> float | None:
@@ -55,7 +40,7 @@ def case_table(measured: Measured, on_gpu: bool) -> str:
         cells = [record["provider"], ratio(number(record, "over_floor")), ratio(against)]
         cells += [f"{float(record['objective_ratio']):.4f}", f"{float(record['peak_mb']):,.1f}"]
         if on_gpu:
-            cells += [_ms(number(record, "p50_ms")), _ms(number(record, "graph_p50_ms")), record["launches"] or "-"]
+            cells += [ms(number(record, "p50_ms")), ms(number(record, "graph_p50_ms")), record["launches"] or "-"]
         lines.append(cells)
     return table(header, lines)
 
@@ -76,7 +61,7 @@ def scaling_table(measured: Sequence[Measured], on_gpu: bool) -> str:
 def _scaling_cell(record: Record, iters: int, on_gpu: bool) -> str:
     parts = [f"{ratio(number(record, 'over_floor'))}x", f"{float(record['peak_mb']):,.0f} MB"]
     if on_gpu:
-        parts.insert(0, f"{_ms(time_ms(record) / max(1, iters))} ms")
+        parts.insert(0, f"{ms(time_ms(record) / max(1, iters))} ms")
     return ", ".join(parts)
 
 
@@ -95,28 +80,12 @@ def sweep_table(measured: Sequence[Measured], on_gpu: bool) -> str:
     return table(header, lines)
 
 
-def us(ms: float | None) -> str:
-    """Milliseconds as microseconds; a dash where there are none."""
-    return "-" if ms is None else f"{1e3 * ms:,.1f}"
-
-
-def not_timed(measured: Sequence[Measured]) -> list[str]:
-    """A line for each provider and reason, and for how many cases; wrong answers first."""
-    counts: dict[tuple[str, str], int] = {}
-    for case in measured:
-        for record in case.records:
-            if record["status"] != "ok":
-                key = (record["status"], record["provider"])
-                counts[key] = counts.get(key, 0) + 1
-    ordered = sorted(counts.items(), key=lambda item: (item[0][0].startswith("skipped"), item[0]))
-    return [f"- {who}, {count} case{'s' * (count > 1)}: {status}" for (status, who), count in ordered]
-
-
 def section(measured: Sequence[Measured]) -> str:
     """All of one device."""
-    facts = results.facts(measured)
-    on_gpu = any(record["runs_on"] == "cuda" for case in measured for record in case.records)
-    parts = [f"### {facts.pop('device')}", "; ".join(f"{title} {value}" for title, value in facts.items()) + "."]
+    records = [record for case in measured for record in case.records]
+    told = facts(measured)
+    on_gpu = any(record["runs_on"] == "cuda" for record in records)
+    parts = [f"### {told.pop('device')}", listed(told)]
     if not on_gpu:
         parts.append("Ratios only: absolute times are stated from a GPU alone. The CSV has them.")
     for group, title in TITLES.items():
@@ -136,7 +105,7 @@ def section(measured: Sequence[Measured]) -> str:
             what = "time per iteration, over the floor, peak memory" if on_gpu else "time over the floor, peak memory"
             parts.append(f"**{name[0]}**, D={name[1]}, {name[2]} iterations, {name[3]}: {what}")
             parts.append(scaling_table(sorted(chosen, key=lambda case: (case.n, case.b)), on_gpu))
-    left = not_timed(measured)
+    left = not_timed(records, ["provider"], "case")
     if left:
         parts += ["#### Not timed", "\n".join(left)]
     return "\n\n".join(parts)
@@ -149,4 +118,4 @@ def _heading(case: Measured) -> str:
 
 def text(folder: Path, quick: bool = False) -> str:
     """The tables of every device in a folder; Refusal where a file is of another make."""
-    return "\n\n".join(section(results.read(path)) for path in results.files(folder, quick, KIND))
+    return "\n\n".join(section(read(path)) for path in results.files(folder, quick, KIND))

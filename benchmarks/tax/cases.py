@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import Refusal
+from ..errors import Refusal
 
 # Blocks 4, 7 and 10 of the paper, counted from 0.
 THREE = (3, 6, 9)

@@ -17,8 +17,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pointers import Place, Pointers, Slice, zeros_of
-from ttgir import Op, UnreadableIR, read
+from .pointers import Place, Pointers, Slice, zeros_of
+from .ttgir import Op, UnreadableIR, read
 
 # tl.debug_barrier() in Triton 3.7, and before.
 BARRIERS = ("ttg.barrier all", "gpu.barrier")

@@ -5,33 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from . import memory, results, tax_rows
-from .report import table
-from .tax_cases import BASE, METHODS, MODELS, MODES, QUICK_MODELS, SCHEDULES, SLICING
+from .. import memory, results
+from ..markdown import listed, not_timed, table
+from ..results import Record
+from .cases import BASE, METHODS, MODELS, MODES, QUICK_MODELS, SCHEDULES, SLICING
+from .rows import TABLE
 
-KIND, COMMANDS = "tax", ("tax",)
+KIND, COMMANDS = TABLE.kind, ("tax",)
 BEGIN, END = "<!-- tax:begin -->", "<!-- tax:end -->"
 BREAK_EVEN = (
     "The smallest batch, of those measured, at which the model is faster than the base model in at least four rounds "
     "out of five."
 )
-Record = dict[str, str]
 ORDER = {
     "model": (*MODELS, *QUICK_MODELS),
     "schedule": tuple(SCHEDULES),
     "mode": MODES,
     "method": (BASE, SLICING, *METHODS),
 }
-# Columns that make a table, and what they are called where rows came from different runs.
+# Columns that make a table.
 CASE = ("model", "schedule", "mode", "dtype", "allocator")
-FACTS = {
-    "threads": "CPU threads",
-    "load": "load before",
-    "commit": "commit",
-    "python": "Python",
-    "torch": "torch",
-    "triton": "Triton",
-}
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
@@ -116,9 +109,7 @@ def _title(case: Sequence[str]) -> str:
 def section(records: Sequence[Record]) -> str:
     """All of one device."""
     on_gpu = any(record["runs_on"] == "cuda" for record in records)
-    facts = [f"{title} {values}" for name, title in FACTS.items() if (values := _values(records, name))]
-    days = ", ".join(sorted({record["run"][:10] for record in records}))
-    parts = [f"### Pooling tax: {records[0]['device']}", "; ".join([*facts, f"run {days}"]) + "."]
+    parts = [f"### Pooling tax: {records[0]['device']}", listed(results.facts(records))]
     what = "tax (p20 to p80 of the rounds), speed-up over the base model"
     parts.append(f"Cells: {what}{', p50' if on_gpu else ''}.")
     for case, found in split(records, CASE).items():
@@ -126,25 +117,10 @@ def section(records: Sequence[Record]) -> str:
         hard = f" (Ward takes {' to '.join(dict.fromkeys((rounds[0], rounds[-1])))} rounds)" if rounds else ""
         parts += [f"**{_title(case)}**{hard}", case_table(found, on_gpu)]
     parts += ["#### From which batch on pooling pays", BREAK_EVEN, break_even(records)]
-    left = not_timed(records)
+    left = not_timed(records, ["model", "method"], "time")
     return "\n\n".join([*parts, *(["#### Without a tax", "\n".join(left)] if left else [])])
-
-
-def not_timed(records: Sequence[Record]) -> list[str]:
-    """A line for each model, method and reason, wrong and failed ones first."""
-    found = split([record for record in records if record["status"] != "ok"], ["status", "model", "method"])
-    ordered = sorted(found, key=lambda key: (key[0].startswith("skipped"), key))
-    return [
-        f"- {model}, {method}, {len(found[key])} time{'s' * (len(found[key]) > 1)}: {status}"
-        for key in ordered
-        for status, model, method in [key]
-    ]
-
-
-def _values(records: Sequence[Record], column: str) -> str:
-    return ", ".join(sorted({record[column] for record in records if record[column]}))
 
 
 def text(folder: Path, quick: bool = False) -> str:
     """The tables of every device in a folder; Refusal where a file is of another make."""
-    return "\n\n".join(section(latest(tax_rows.read(path))) for path in results.files(folder, quick, KIND))
+    return "\n\n".join(section(latest(TABLE.read(path))) for path in results.files(folder, quick, KIND))

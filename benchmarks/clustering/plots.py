@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import results
-from .errors import Refusal
-from .results import Measured, number, time_ms
+from .. import results
+from ..errors import Refusal
+from ..results import number, time_ms
+from . import measured
+from .measured import Measured
 
 COLOURS = {
     "tpkernels torch": "#0b6e99",
@@ -47,13 +49,13 @@ def draw(folder: Path, quick: bool = False) -> list[Path]:
 
 
 def _of_device(path: Path) -> list[Path]:
-    measured = results.read(path)
+    found = measured.read(path)
     drawn = []
     for group in ("kernels", "peers"):
-        cases = [case for case in measured if case.group == group and case.ok()]
+        cases = [case for case in found if case.group == group and case.ok()]
         if cases:
             drawn.append(_save(bars(cases), path.with_name(f"{path.stem}-{group}.png")))
-    cases = [case for case in measured if case.group == "scaling" and case.ok()]
+    cases = [case for case in found if case.group == "scaling" and case.ok()]
     by_n = [case for case in cases if case.b == 1]
     if len({case.n for case in by_n}) > 1:
         drawn.append(_save(lines(by_n, "n"), path.with_name(f"{path.stem}-scaling-n.png")))
@@ -169,5 +171,5 @@ def _guide(axis: Any, cases: Sequence[Measured], over: str, first: tuple[float, 
 
 
 def _facts(cases: Sequence[Measured]) -> str:
-    facts = results.facts(cases)
+    facts = measured.facts(cases)
     return f"{facts['device']}, CPU threads: {facts['CPU threads']}, torch {facts['torch']}, commit {facts['commit']}"

@@ -8,6 +8,8 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
+from .. import gpu
+
 Call = Callable[[], Tensor]
 
 
@@ -27,18 +29,11 @@ def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def captured(call: Call, device: torch.device) -> Call:
     """The call as a CUDA graph: each replay gives the logits of the same images, launched as one."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream(device).wait_stream(side)
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = call()
+    held: list[Tensor] = []
+    graph = gpu.capture(device, call, lambda: held.append(call()))
 
     def replay() -> Tensor:
         graph.replay()
-        return logits
+        return held[0]
 
     return replay

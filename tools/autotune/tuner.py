@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,20 +11,17 @@ import torch
 from torch import Tensor
 
 import tpkernels
+from benchmarks import gpu, timing
+from benchmarks.clustering.cases import Case
+from benchmarks.clustering.gate import Gate
+from benchmarks.clustering.inputs import Inputs, input_sets
+from benchmarks.clustering.providers import Library
+from benchmarks.errors import in_words
+from benchmarks.timing import Budget, Timed, quantile
 from tpkernels.ops.gpu import tuning
 from tpkernels.ops.gpu.limits import limits_of
 from tpkernels.ops.gpu.resident_tiles import ResidentConfig, candidates, resident_config
 
-from . import gpu, timing
-from .cases import Case
-from .errors import in_words
-from .gate import Gate
-from .inputs import Inputs, make_inputs
-from .providers import Library
-from .timing import Budget, Timed, quantile
-
-# Different inputs are made so many times; further sets are copies, for it is their addresses that matter.
-DISTINCT_SETS = 4
 # Of an error, as the table shows it.
 MOST_LETTERS = 160
 Call = Callable[[], object]
@@ -82,7 +78,7 @@ class Tuner:
 
     def run(self, case: Case) -> Outcome:
         """Tries every configuration of a case."""
-        sets = self._input_sets(case)
+        sets = input_sets(case, self.device, gpu.GRAPH_CALLS)
         calls = [Library("triton").prepare(inputs) for inputs in sets]
         gate = Gate(sets[0])
         outcome = Outcome(key_of(case), [Attempt(config) for config in configs_of(case, self.device)])
@@ -104,15 +100,6 @@ class Tuner:
             # Graphs hold memory, which the next case needs.
             attempt.replay = None
         return outcome
-
-    def _input_sets(self, case: Case) -> list[Inputs]:
-        first = make_inputs(case, self.device)
-        if self._watch is None:
-            return [first]
-        count = min(gpu.GRAPH_CALLS, gpu.input_sets(self.device, first.x.numel() * first.x.element_size()))
-        distinct = [first, *(make_inputs(case, self.device, seed) for seed in range(1, min(count, DISTINCT_SETS)))]
-        copies = [distinct[i % len(distinct)] for i in range(len(distinct), count)]
-        return [*distinct, *(dataclasses.replace(inputs, x=inputs.x.clone()) for inputs in copies)]
 
     def _try(self, attempt: Attempt, step: Call) -> None:
         """Runs a step; where it raises, the attempt says so and is out, and the others go on."""
