@@ -23,4 +23,5 @@ with torch.inference_mode():
 
 saved = tpkernels.summary(model)
 print(saved)
-print(f"saved: {1 - saved.macs.ratio:.0%} of the MACs; {saved.macs.per_layer[0].tokens_in} tokens end as {saved.schedule[-1]}")
+before, after = saved.macs.per_layer[0].tokens_in, saved.schedule[-1]
+print(f"{before} tokens end as {after}: {1 - saved.macs.ratio:.1%} of the MACs saved")

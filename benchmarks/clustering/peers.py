@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .cases import Case
 from .inputs import Inputs
-from .providers import Call, Provider
+from .provider import Call, Provider
 
 # Peers that take one sample at a time on a CPU, or hold N x N distances, are asked for no more than this.
 SAMPLE_TOKENS = 4096

@@ -1,7 +1,6 @@
 """Who solves a case: this library's two backends, and the same written in eager and in compiled PyTorch.
 
-A provider says what it solves and why it cannot run; `prepare` does what is not timed (conversions, moves) and returns
-the call that is. Other packages are in `peers`.
+Other packages are in `peers`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import shutil
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 import tpkernels
 from tpkernels.ops.backends import interpreting
@@ -20,42 +18,8 @@ from ..rehearsal import rehearsing
 from . import eager
 from .cases import Case
 from .inputs import Inputs
-
-Call = Callable[[], Tensor]
-
-
-class Provider:
-    """One way to solve cases.
-
-    name; package: what has to be installed, by its name on PyPI, and module: what is imported; methods: of the cases it
-    takes; weights: whether it takes weights (without, it solves the case with equal ones); same_path: whether it takes
-    the reference's steps from the same start (or is an exact Ward), so that its objective must be the reference's;
-    half_centres: whether it rounds centres to the tokens' dtype; on_cpu: whether it always runs on the CPU;
-    capturable: whether a CUDA graph can hold it; solves: a line for the reader.
-    """
-
-    name = ""
-    package: str | None = None
-    module: str | None = None
-    methods: frozenset[str] = frozenset({"ward", "kmedoids", "kmeans"})
-    weights = True
-    same_path = True
-    half_centres = False
-    on_cpu = False
-    capturable = True
-    solves = "the case as it stands"
-
-    def why_not(self, case: Case, device: torch.device) -> str | None:
-        """Why this case cannot run on this device; None if it can."""
-        return None
-
-    def prepare(self, inputs: Inputs) -> Call:
-        """The call that is timed; gives labels [B, N]."""
-        raise NotImplementedError
-
-    def weighted(self, case: Case) -> bool:
-        """Whether the clustering that this provider makes of the case counts weights."""
-        return case.weighted and self.weights
+from .peers import LARGE, PEERS
+from .provider import Call, Provider
 
 
 class Library(Provider):
@@ -116,7 +80,7 @@ class Eager(Provider):
     """What a user would write in PyTorch."""
 
     name = "eager torch"
-    solves = "cdist, argmin and scatter over the batch (benchmarks/eager.py), in float32"
+    solves = "cdist, argmin and scatter over the batch (benchmarks/clustering/eager.py), in float32"
 
     def why_not(self, case: Case, device: torch.device) -> str | None:
         if case.method != "kmeans" and case.n > eager.QUADRATIC_TOKENS:
@@ -188,8 +152,6 @@ def providers_of(group: str, only: str | None = None) -> list[Provider]:
     Raises:
         Refusal: none is left.
     """
-    from .peers import LARGE, PEERS
-
     others = {"kernels": LARGE, "scaling": LARGE, "peers": (Swaps(), *PEERS, Bipartite())}.get(group, ())
     everyone = [*OWN, *others]
     found = [provider for provider in everyone if only is None or only in provider.name]

@@ -116,7 +116,7 @@ def images_for(model: DeiT, name: str, batch: int) -> Tensor:
     """Images [B, C, S, S] in the model's dtype and on its device: shipped ones for the trained model, else fields."""
     config = model.cfg
     if name == "deit-fashion":
-        from deit.data import load_idx
+        from common.data import load_idx
 
         pixels, _ = load_idx(TRAINED_IMAGES, "test")
         # At even distances, for the set is in some order; a batch above its size repeats.

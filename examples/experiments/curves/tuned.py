@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.arguments import EXAMPLES
 from deit.methods import Method
 from deit.model import DeiT
 from deit.rows import tokens_per_block
@@ -21,7 +22,7 @@ import tpkernels
 
 from .points import TUNED, Point
 
-TRAIN = Path(__file__).resolve().parents[1] / "deit_train.py"
+TRAIN = EXAMPLES / "deit_train.py"
 BASE, STRIDED = "base", "strided"
 
 

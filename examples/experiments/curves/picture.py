@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deit.checkpoint import write_atomically
+from common.files import write_atomically
 from deit.methods import METHODS
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import write_atomically
+from .files import FileError, write_atomically
 
 IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -20,7 +20,7 @@ IDX_NAMES = {
 MAX_IDX_BYTES = 1 << 31
 
 
-class DataError(Exception):
+class DataError(FileError):
     """Data that cannot be used; the message names the file and says what was expected."""
 
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 import torch
 
-from .checkpoint import CheckpointError
-from .data import DataError
+from .files import FileError
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 # The model and the images that come with the repository.
 CHECKPOINT = EXAMPLES / "weights" / "deit_fashion.safetensors"
 DATA = EXAMPLES / "data" / "fashion-mnist-test-2000"
+
+
+class Named(Protocol):
+    """What `--method` chooses among."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+
+
+N = TypeVar("N", bound=Named)
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,8 +42,21 @@ def one_line_of(program: str) -> Iterator[None]:
     """Ends the program with one line where what is inside raises an error that is meant for the user."""
     try:
         yield
-    except (CheckpointError, DataError, OSError, ValueError, TypeError) as error:
+    except (FileError, OSError, ValueError, TypeError) as error:
         sys.exit(f"{program}: {' '.join(str(error).split())}")
+
+
+def by_name(known: Iterable[N], names: list[str] | None) -> list[N]:
+    """The methods of these names, in the order given; all of them where no names are given.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    methods = {method.name: method for method in known}
+    for name in names or []:
+        if name not in methods:
+            raise ValueError(f"--method must be among {', '.join(methods)}; got {name!r}")
+    return [methods[name] for name in dict.fromkeys(names or methods)]
 
 
 def ratio_or_count(text: str) -> float:

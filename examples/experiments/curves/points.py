@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from deit.checkpoint import write_atomically
+from common.files import write_csv
 
 SHELF, TUNED = "off the shelf", "fine-tuned"
 
@@ -89,11 +88,7 @@ def summarise(points: Iterable[Point]) -> list[Summary]:
 
 def write(path: Path, points: Iterable[Point]) -> None:
     """The points as CSV."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), newline=""))
+    write_csv(path, [field.name for field in fields(Point)], map(asdict, points))
 
 
 def read(path: Path) -> list[Point]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common.arguments import by_name
 from deit.evaluate import synchronize
 from torch import Tensor
 from tqdm import tqdm
@@ -58,11 +59,7 @@ def find_methods(names: list[str] | None) -> list[Method]:
     Raises:
         ValueError: a name is unknown.
     """
-    known = {method.name: method for method in METHODS}
-    for name in names or []:
-        if name not in known:
-            raise ValueError(f"--method must be among {', '.join(known)}; got {name!r}")
-    return [known[name] for name in dict.fromkeys(names or known)]
+    return by_name(METHODS, names)
 
 
 def objective(documents: Ragged, labels: Tensor) -> Tensor | None:

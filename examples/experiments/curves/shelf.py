@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from deit.distributed import World
+from common.distributed import World
+from common.images import ImageSet, batches, evenly_spaced
 from deit.evaluate import evaluate
-from deit.images import ImageSet, batches, evenly_spaced
 from deit.methods import Method
 from deit.rows import Row, build_rows, tokens_per_block
 from deit.subjects import Subject

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from deit.data import DataError
-from deit.images import ImageSet, batches
+from common.data import DataError
+from common.images import ImageSet, batches
 from deit.model import DeiT
 from deit.subjects import Subject
 from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-from deit.checkpoint import write_atomically
+from common.files import write_atomically
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deit.checkpoint import write_atomically
+from common import files
 
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
@@ -82,9 +80,5 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """The rows with six digits, atomically; all have the fields of the first."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), newline=""))
+    six = [{name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows]
+    files.write_csv(path, list(rows[0]), six)

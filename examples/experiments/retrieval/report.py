@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
 from typing import Any
 
-from deit.checkpoint import write_atomically
+from common import files
+from common.tables import columns
 
 # Column, its field in a row, and how a number is shown.
 COLUMNS = (
@@ -38,25 +36,19 @@ def cells(row: dict[str, Any]) -> list[str]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in columns: labels flush left, numbers flush right, a line before every pool factor."""
     lines = [[name for name, _, _ in COLUMNS], *map(cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text, factor = [], None
-    for line, row in zip(lines, [{"pool_factor": None}, *rows], strict=True):
+    shown = columns(lines)
+    for line, row in zip(shown, [{"pool_factor": None}, *rows], strict=True):
         if row["pool_factor"] != factor:
-            text.append("-" * (sum(widths) + 2 * len(widths) - 2))
+            text.append("-" * len(shown[0]))
             factor = row["pool_factor"]
-        padded = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        text.append("  ".join([line[0].ljust(widths[0]), *padded]))
+        text.append(line)
     return "\n".join(text)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=FIELDS)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), newline=""))
+    files.write_csv(path, FIELDS, rows, "\r\n")
 
 
 def write_json(path: Path, facts: dict[str, str], rows: list[dict[str, Any]]) -> None:
-    text = json.dumps({"run": facts, "rows": rows}, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    files.write_json(path, {"run": facts, "rows": rows})
