@@ -1,8 +1,11 @@
 """What the library costs, beside its peers: `python -m benchmarks kernels|scaling|peers|plots|report|all`.
 
-`cases` says what is solved, `inputs` makes the tokens, `providers` and `peers` say who solves it and how, `gate` checks
-every answer before it is timed, `timing` and `gpu` measure, `runner` puts a row together, `rows` keeps it as CSV,
-`plots`, `report` and `readme` show it. `execution` leads a run through its cases, in this process or in workers that
-may be lost (`isolation`, `progress`), writing rows at once (`ledger`). `tax` measures whole models; `device` is one
-command for a machine with a GPU that is there for minutes. `compile` and `autotune` are tools of their own.
+`clustering` measures the operations alone, `tax` whole models, and `device` is one command for a machine with a GPU
+that is there for minutes. Each has its `cases` (or `problems`, or `plan`), a `gate` that checks every answer before it
+is timed, a runner, rows and a report.
+
+What they share stands here: a run from its first case to its last (`session`, `execution`), in this process or in
+workers that may be lost (`isolation`, `progress`, `processes`); the `runner`; times and memory (`timing`, `gpu`,
+`memory`); tables of `rows`, written at once (`ledger`, `records`), read back (`results`) and shown (`markdown`,
+`reports`, `readme`). `python -m benchmarks compile` and `autotune` are tools of their own, in `tools`.
 """

@@ -92,13 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _pass_on(command: str, arguments: list[str]) -> int:
     if command == "compile":
-        from . import compile as tool
+        from tools.compile_gate import command as tool
+    elif command == "autotune":
+        from tools.autotune import command as tool
     elif command == "tax":
-        from . import tax as tool
-    elif command == "device":
-        from .device import command as tool
+        from .tax import command as tool
     else:
-        from . import autotune as tool
+        from .device import command as tool
     return tool.main(arguments) or 0
 
 
@@ -116,23 +116,27 @@ def _run(options: argparse.Namespace) -> int:
     groups = GROUPS if options.command == "all" else (options.command,)
     if options.command in ("all", *GROUPS, *CLOSER):
         from . import session
+        from .clustering import job
 
         if options.command == "all" and not options.worker and session.wants_compile(options.compile, options.device):
             status = _pass_on("compile", [])
-        red = session.measure(groups, options)
+        red = job.measure(groups, options)
         if options.worker:
             return 0
         status = max(status, 1 if red else 0)
     if options.command in ("all", "plots"):
-        from . import plots
+        from .clustering import plots
 
         for path in plots.draw(options.output, options.quick):
             print(f"drawn: {path}")
     if options.command in ("all", "report"):
         from . import readme, reports
+        from .clustering import report as clustering
+        from .device import attention_report
+        from .tax import report as tax
 
         document = options.document or (None if options.quick else DOCUMENT)
-        print(reports.write(reports.KINDS, options.output, document, options.quick))
+        print(reports.write((clustering, attention_report, tax), options.output, document, options.quick))
         if document == DOCUMENT:
             print(readme.write(options.output, README))
     return status

@@ -54,21 +54,26 @@ class Stopwatch:
         """
         one = min(self.event_ms(calls[0]) for _ in range(WARM_UP))
         calls = calls[: max(1, min(GRAPH_CALLS, round(GRAPH_MS / one)))]
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            calls[0]()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
+        graph = capture(self.device, calls[0], lambda: [call() for call in calls])
         graph.replay()
         replays = Timed(lambda turn: graph.replay())
         alternate([replays], budget, self.event_ms)
         graph.reset()
         return [ms / len(calls) for ms in replays.ms]
+
+
+def capture(device: torch.device, warm_up: Call, record: Call) -> torch.cuda.CUDAGraph:
+    """A graph of what `record` launches, after a call on a stream of its own that makes what graphs cannot hold."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        warm_up()
+    torch.cuda.current_stream(device).wait_stream(side)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        record()
+    return graph
 
 
 def count_launches(call: Call, device: torch.device) -> int:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from .rows import Row, Table
 
 
 class Ledger:
     """What a run has written to its device's file; without a file only what it has found.
 
     Args:
-        table: `rows` or `tax_rows`, which say what a row is and what makes it another one.
+        table: what a row is, and what makes it another one.
         show: a row as the terminal shows it.
     """
 
     def __init__(
         self,
-        table: ModuleType | None = None,
+        table: Table | None = None,
         path: Path | None = None,
         run: str = "",
         show: Callable[[Any], str] | None = None,
@@ -32,9 +33,9 @@ class Ledger:
             return
         for record in self._table.read(self.path):
             if record["run"] == self._run:
-                self._statuses[tuple(record[name] for name in self._table.KEY)] = record["status"]
+                self._statuses[tuple(record[name] for name in self._table.row.KEY)] = record["status"]
 
-    def add(self, rows: Sequence[Any]) -> None:
+    def add(self, rows: Sequence[Row]) -> None:
         """Writes rows, all of them or none."""
         if self._table is None or not rows:
             return
@@ -45,7 +46,7 @@ class Ledger:
             if self._show is not None:
                 print(self._show(row), flush=True)
 
-    def has(self, row: Any) -> bool:
+    def has(self, row: Row) -> bool:
         """Whether this run has written the row of this subject in this case."""
         return self._table is not None and self._table.key(row) in self._statuses
 
@@ -55,4 +56,4 @@ class Ledger:
     @property
     def red(self) -> int:
         """How many rows were wrong or failed."""
-        return sum(self._table.red(key[-1], status) for key, status in self._statuses.items())
+        return sum(self._table.row.red(key[-1], status) for key, status in self._statuses.items())

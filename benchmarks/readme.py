@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import report, results, tax_report, tax_rows
-from .results import Measured, number, time_ms
+from . import results
+from .clustering import measured as clusterings
+from .clustering.measured import Measured
+from .markdown import ratio, table
+from .reports import replace_between
+from .results import number, time_ms
+from .tax import report as tax
+from .tax.rows import TABLE
 
 BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 NONE = (
@@ -25,17 +31,17 @@ def text(folder: Path) -> str:
     """A table for each GPU with committed rows; Refusal where a file is of another make."""
     parts = []
     for path in results.files(folder):
-        measured = [case for case in results.read(path) if any(one["runs_on"] == "cuda" for one in case.records)]
+        measured = [case for case in clusterings.read(path) if any(one["runs_on"] == "cuda" for one in case.records)]
         if lines := clustering(measured):
             device = measured[0].records[0]["device"]
             shape = "256 images of 196 tokens, 384 channels, to 98; bfloat16"
             header = [f"{device}, {shape}", "us", "over floor", "torch backend"]
-            parts.append(report.table(header, lines))
-    for path in results.files(folder, kind=tax_report.KIND):
-        records = [one for one in tax_report.latest(tax_rows.read(path)) if one["runs_on"] == "cuda"]
+            parts.append(table(header, lines))
+    for path in results.files(folder, kind=tax.KIND):
+        records = [one for one in tax.latest(TABLE.read(path)) if one["runs_on"] == "cuda"]
         if lines := models(records):
             header = [f"{records[0]['device']}, DeiT-S, batch 256, bfloat16", "pooling tax", "over the unpooled model"]
-            parts.append(report.table(header, lines))
+            parts.append(table(header, lines))
     return "\n\n".join(parts) or NONE
 
 
@@ -50,7 +56,7 @@ def clustering(measured: Sequence[Measured]) -> list[Line]:
                 continue
             ms = time_ms(ours)
             slower = "-" if torch is None else f"{time_ms(torch) / ms:.1f}x"
-            lines.append([title, f"{1e3 * ms:,.0f}", report.ratio(number(ours, "over_floor")), slower])
+            lines.append([title, f"{1e3 * ms:,.0f}", ratio(number(ours, "over_floor")), slower])
             break
     return lines
 
@@ -78,8 +84,6 @@ def models(records: Sequence[dict[str, str]]) -> list[Line]:
 
 def write(folder: Path, document: Path) -> str:
     """The tables, put between the README's markers; Refusal where these are missing."""
-    from .reports import replace_between
-
     tables = text(folder)
     document.write_text(replace_between(document.read_text(), tables, BEGIN, END))
     return tables

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from . import report as clustering
-from . import results, tax_report
-from .device import attention_report
+from . import results
 from .errors import Refusal
-
-# Modules with a KIND of files and the COMMANDS that write them, a `text` of them, and the markers BEGIN and END.
-KINDS = (clustering, attention_report, tax_report)
 
 
 def replace_between(document: str, tables: str, begin: str, end: str) -> str:
@@ -29,6 +24,10 @@ def replace_between(document: str, tables: str, begin: str, end: str) -> str:
 
 def write(kinds: Sequence[ModuleType], folder: Path, document: Path | None, quick: bool = False) -> str:
     """The tables of those kinds of which there are results, also put into the document where one is given.
+
+    Args:
+        kinds: modules with a KIND of files and the COMMANDS that write them, a `text` of them, and the markers BEGIN
+            and END.
 
     Raises:
         Refusal: no results of any of them, a file of another make, or a document without their markers.

@@ -9,8 +9,6 @@ docs/defaults.md and its CSV come from it:
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -20,11 +18,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from deit.arguments import CHECKPOINT, DATA
-from deit.checkpoint import CheckpointError, write_atomically
-from deit.data import DataError
-from deit.document import write_document
-from deit.images import batches, evenly_spaced, open_images
+from common.arguments import CHECKPOINT, DATA
+from common.document import write_document
+from common.files import FileError, write_csv
+from common.images import batches, evenly_spaced, open_images
 from deit.rows import twin
 from deit.subjects import load_small
 from torch import Tensor, nn
@@ -145,15 +142,6 @@ def table(rows: list[Variant]) -> str:
     return "\n".join(lines)
 
 
-def write_csv(path: Path, rows: list[Variant]) -> None:
-    records = [row.record() for row in rows]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), newline=""))
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
@@ -169,8 +157,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     subject = load_small(args.checkpoint)
     rows = measure(subject.model.eval(), subject.transform, args.data, args.limit, args.schedule)
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(args.csv, rows)
+    records = [row.record() for row in rows]
+    write_csv(args.csv, list(records[0]), records)
     text = f"{rows[0].images:,} images of {args.data.name}, {subject.name}, torch {torch.__version__}.\n\n{table(rows)}"
     if args.document is not None:
         write_document(args.document, "examples/ablate_defaults.py", text)
@@ -180,5 +168,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (CheckpointError, DataError, OSError, ValueError, TypeError) as error:
+    except (FileError, OSError, ValueError, TypeError) as error:
         sys.exit(f"ablate_defaults: {error}")

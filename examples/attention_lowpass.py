@@ -16,16 +16,16 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser, one_line_of
-from deit.document import around_marks, write_document
-from deit.images import all_read, batches, evenly_spaced, open_images
-from deit.report import heading
+from common.arguments import CHECKPOINT, DATA, Parser, one_line_of
+from common.document import around_marks, write_document
+from common.images import all_read, batches, evenly_spaced, open_images
+from common.tables import heading
 from deit.subjects import Subject, load_small, load_timm
-from lowpass.measure import curves, measure, summarise
-from lowpass.picture import draw
-from lowpass.record import find_blocks, record
-from lowpass.report import Row, markdown, write_csv
-from lowpass.spectrum import MEDIAN, Basis, basis, grid_weights, white_shares
+from experiments.lowpass.measure import curves, measure, summarise
+from experiments.lowpass.picture import draw
+from experiments.lowpass.record import find_blocks, record
+from experiments.lowpass.report import Row, markdown, write_csv
+from experiments.lowpass.spectrum import MEDIAN, Basis, basis, grid_weights, white_shares
 from torch import Tensor
 from tqdm import tqdm
 

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser, one_line_of
-from deit.document import around_marks, write_document
-from deit.images import all_read, batches, evenly_spaced, open_images
+from common.arguments import CHECKPOINT, DATA, Parser, one_line_of
+from common.document import around_marks, write_document
+from common.images import all_read, batches, evenly_spaced, open_images
 from deit.subjects import load_small
-from lowpass.record import record
+from experiments.lowpass.record import record
 from torch import Tensor
 from tqdm import tqdm
 

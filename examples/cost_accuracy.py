@@ -17,15 +17,14 @@ import sys
 from pathlib import Path
 
 import torch
-from curves import picture, points, shelf, tuned
-from deit.arguments import CHECKPOINT, DATA, Parser
-from deit.checkpoint import CheckpointError
-from deit.data import DataError
-from deit.document import around_marks, write_document
-from deit.images import open_images
+from common.arguments import CHECKPOINT, DATA, Parser
+from common.document import around_marks, write_document
+from common.files import FileError
+from common.images import open_images
 from deit.methods import METHODS, find_methods
 from deit.model import DeiT
 from deit.subjects import check_classes, load_small
+from experiments.curves import picture, points, shelf, tuned
 
 PROGRAM = "examples/cost_accuracy.py"
 BUDGETS = (0.45, 0.52, 0.58, 0.65, 0.75, 0.85)
@@ -104,5 +103,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (CheckpointError, DataError, OSError, ValueError, TypeError, RuntimeError) as error:
+    except (FileError, OSError, ValueError, TypeError, RuntimeError) as error:
         sys.exit(f"cost_accuracy: {' '.join(str(error).split())}")

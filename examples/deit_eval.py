@@ -17,14 +17,15 @@ import time
 from pathlib import Path
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of, ratio_or_count
-from deit.data import DataError
-from deit.distributed import World, join
+from common.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of, ratio_or_count
+from common.data import DataError
+from common.distributed import World, join
+from common.images import ImageSet, batches, evenly_spaced, open_images
+from common.tables import heading
 from deit.evaluate import evaluate
-from deit.images import ImageSet, batches, evenly_spaced, open_images
 from deit.methods import METHODS, find_methods
 from deit.picture import draw
-from deit.report import corrupt_line, heading, table, to_record, write_csv, write_json
+from deit.report import corrupt_line, table, to_record, write_csv, write_json
 from deit.rows import Row, build_rows, tokens_per_block
 from deit.subjects import Subject, check_classes, load_small, load_timm
 from tqdm import tqdm

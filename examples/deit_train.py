@@ -18,8 +18,8 @@ import sys
 from typing import Any
 
 import torch
-from deit.arguments import find_device, one_line_of
-from deit.distributed import World, join
+from common.arguments import find_device, one_line_of
+from common.distributed import World, join
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from deit.data import IDX_NAMES, DataError, load_idx, write_idx
+from common.data import IDX_NAMES, DataError, load_idx, write_idx
 
 
 def main(argv: list[str] | None = None) -> None:

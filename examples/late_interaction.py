@@ -20,15 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of
-from deit.images import evenly_spaced, open_images
-from deit.report import heading
+from common.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of
+from common.images import evenly_spaced, open_images
+from common.tables import heading
 from deit.subjects import load_small
-from retrieval import rivals
-from retrieval.compare import METHODS, compare, find_methods
-from retrieval.documents import Ragged, embed, join, load_pixels, other_view, pick
-from retrieval.pooling import pool_documents
-from retrieval.report import table, write_csv, write_json
+from experiments.retrieval import rivals
+from experiments.retrieval.compare import METHODS, compare, find_methods
+from experiments.retrieval.documents import Ragged, embed, join, load_pixels, other_view, pick
+from experiments.retrieval.pooling import pool_documents
+from experiments.retrieval.report import table, write_csv, write_json
 
 import tpkernels
 

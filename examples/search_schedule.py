@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deit.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of
-from deit.data import DataError
-from deit.images import Batch, ImageSet, batches, evenly_spaced, open_images
+from common.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of
+from common.data import DataError
+from common.images import Batch, ImageSet, batches, evenly_spaced, open_images
 from deit.soft import fit_budget, learn_retention, tokens_retained
 from deit.subjects import Subject, check_classes, load_small, load_timm
 from deit_eval import SHIPPED_LIMIT

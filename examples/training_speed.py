@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from deit.arguments import CHECKPOINT, DATA
-from deit.checkpoint import CheckpointError
-from deit.data import DataError, load_idx
+from common.arguments import CHECKPOINT, DATA
+from common.data import load_idx
+from common.files import FileError
 from deit.methods import find_methods
 from deit.model import DeiT
 from deit.rows import build_rows, tokens_per_block
@@ -85,5 +85,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (CheckpointError, DataError, ValueError, TypeError) as error:
+    except (FileError, ValueError, TypeError) as error:
         sys.exit(f"training_speed: {error}")

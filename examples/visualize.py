@@ -16,10 +16,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from deit.arguments import CHECKPOINT, DATA
+from common.arguments import CHECKPOINT, DATA
+from common.files import FileError
+from common.images import open_images
 from deit.checkpoint import CheckpointError
-from deit.data import DataError
-from deit.images import open_images
 from deit.methods import METHODS, find_methods
 from deit.model import DeiT
 from deit.subjects import load_small
@@ -107,5 +107,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (CheckpointError, DataError, ValueError, TypeError) as error:
+    except (FileError, ValueError, TypeError) as error:
         sys.exit(f"visualize: {error}")

@@ -58,8 +58,8 @@ class Compilations:
         from torch.utils._python_dispatch import _disable_current_modes
         from triton.runtime.interpreter import InterpretedFunction
 
-        from benchmarks.launches import Launch, key
-        from benchmarks.targets import TARGETS
+        from tools.compile_gate.launches import Launch, key
+        from tools.compile_gate.targets import TARGETS
         from tpkernels.ops import cluster
         from tpkernels.ops.cluster import run
         from tpkernels.ops.eager import means as eager_means

@@ -13,9 +13,9 @@ from collections import defaultdict
 from triton.backends.compiler import GPUTarget
 from triton.compiler import compile
 
-from benchmarks.calls import calls
-from benchmarks.launches import launches, source
-from benchmarks.targets import TARGETS
+from tools.compile_gate.calls import calls
+from tools.compile_gate.launches import launches, source
+from tools.compile_gate.targets import TARGETS
 
 FILE = "/tpkernels/kernels/resident/ward.py"
 ARITHMETIC = re.compile(r"\s*(?:@%?!?\w+\s+)?((?:add|sub|mul|fma)(?:\.\w+)*\.f32(?:x2)?)\s")

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import isolation, providers, tax_models, tax_runner
+from benchmarks import isolation
 from benchmarks.__main__ import main
-from benchmarks.inputs import Inputs
+from benchmarks.clustering import providers
+from benchmarks.clustering.inputs import Inputs
+from benchmarks.tax import models as tax_models
+from benchmarks.tax import runner as tax_runner
 
 # The third call of a provider on the CPU is its first repeat: the gate's and the one for memory come before.
 FIRST, REPEAT = 1, 3

@@ -42,7 +42,7 @@ def main() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from benchmarks.targets import TARGETS, resources
+    from tools.compile_gate.targets import TARGETS, resources
 
     for name, (kernel, size, options) in CASES.items():
         signature = {"p_x": "*fp16", "p_y": "*fp32", "T": "constexpr"}

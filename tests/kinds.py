@@ -50,8 +50,8 @@ def launched(folder: Path) -> set[str]:
 def compiled() -> set[str]:
     """Of the calls that are compiled ahead."""
     from benchmarks.device.problems import calls
-    from benchmarks.launches import launches
-    from benchmarks.targets import TARGETS
+    from tools.compile_gate.launches import launches
+    from tools.compile_gate.targets import TARGETS
 
     return {variant(launch.kernel, launch.kwargs) for launch in launches(TARGETS["sm_90"], calls())}
 

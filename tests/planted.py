@@ -300,7 +300,7 @@ def main(folder: Path) -> None:
     """Writes a file of TTGIR for every kernel above."""
     from triton.compiler import ASTSource
 
-    from benchmarks.targets import TARGETS, gpu_ir
+    from tools.compile_gate.targets import TARGETS, gpu_ir
 
     signature = {"p_x": "*fp32", "p_s": "*fp32", "p_i": "*i32", "n": "i32", "T": "constexpr"}
     aligned = {(place,): [["tt.divisibility", 16]] for place in range(3)}

@@ -17,11 +17,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import attention_lowpass
+from common.document import write_document
 from deit.checkpoint import save_weights
-from deit.document import write_document
 from deit.model import DeiT, DeiTConfig
-from lowpass import gaussian, measure, redundancy, spectrum
-from lowpass.record import find_blocks, record
+from experiments.lowpass import gaussian, measure, redundancy, spectrum
+from experiments.lowpass.record import find_blocks, record
 
 import tpkernels
 

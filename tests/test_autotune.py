@@ -18,9 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import autotune, cases, providers, tuner
-from benchmarks.inputs import Inputs
-from benchmarks.tuner import configs_of, key_of
+from benchmarks.clustering import cases, providers
+from benchmarks.clustering.inputs import Inputs, make_inputs
+from tools.autotune import command as autotune
+from tools.autotune import tuner
+from tools.autotune.tuner import configs_of, key_of
 from tpkernels.ops.gpu import tuning, tuning_cache
 from tpkernels.ops.gpu.limits import Limits
 
@@ -234,7 +236,7 @@ def test_forms_share_the_key(cache: Path, monkeypatch: pytest.MonkeyPatch, metho
 
     monkeypatch.setattr(resident, "cluster", run)
     case = autotune._case(method, 2, 24, 8, 8)
-    for call in tuner.forms(tuner.make_inputs(case, CPU), CPU):
+    for call in tuner.forms(make_inputs(case, CPU), CPU):
         with pytest.raises(StopIteration):
             call()
     assert {key for key, *_ in asked} == {key_of(case)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -19,29 +20,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import (
-    cases,
-    environment,
-    floors,
-    gpu,
-    plots,
-    providers,
-    report,
-    reports,
-    results,
-    rows,
-    tax_report,
-    timing,
-)
-from benchmarks import peers as peer_packages
+from benchmarks import environment, gpu, reports, results, timing
 from benchmarks.__main__ import main
-from benchmarks.cases import Case
+from benchmarks.clustering import cases, floors, plots, providers, report
+from benchmarks.clustering import peers as peer_packages
+from benchmarks.clustering.cases import Case
+from benchmarks.clustering.gate import Gate, objective
+from benchmarks.clustering.inputs import Inputs, make_inputs
+from benchmarks.clustering.providers import Provider
+from benchmarks.clustering.rows import TABLE as rows
+from benchmarks.clustering.rows import Row
+from benchmarks.clustering.runner import Runner
 from benchmarks.errors import Refusal
-from benchmarks.gate import Gate, objective
-from benchmarks.inputs import Inputs, make_inputs
-from benchmarks.providers import Provider
-from benchmarks.rows import Row
-from benchmarks.runner import Runner
+from benchmarks.tax import report as tax_report
 from benchmarks.timing import Budget, Timed
 from tpkernels import reference
 
@@ -87,7 +78,7 @@ def row(**changes: object) -> Row:
 
 def skipped(**changes: object) -> Row:
     """A row without times."""
-    return row(**{"status": "skipped: it rains", **dict.fromkeys(rows.TIMES), **changes})
+    return row(**{"status": "skipped: it rains", **dict.fromkeys(rows.row.TIMES), **changes})
 
 
 # The gate.
@@ -134,7 +125,7 @@ def test_a_wrong_answer_is_never_timed(method: str, change: Callable[[Tensor], T
     runner = Runner(CPU, Budget(repeats=2))
     bad, good = runner.run("kernels", SMALL[method], [wrong, right])
     assert bad.status.startswith("wrong: ") and said in bad.status
-    assert wrong.calls == 1 and all(getattr(bad, name) is None for name in rows.TIMES)
+    assert wrong.calls == 1 and all(getattr(bad, name) is None for name in rows.row.TIMES)
     assert good.status == "ok" and good.p50_ms > 0 and good.objective_ratio == pytest.approx(1, abs=2e-3)
     assert runner.red == 1
 
@@ -158,7 +149,7 @@ def test_a_failure_costs_no_other_row(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_large_cases_are_held_to_a_twin_that_is_held_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import gate
+    from benchmarks.clustering import gate
 
     monkeypatch.setattr(gate, "REFERENCE_ELEMENTS", 0)
     inputs = make_inputs(SMALL["kmeans"], CPU)
@@ -324,7 +315,8 @@ def test_peak_memory_sees_tensors_and_arrays() -> None:
 
 
 def test_what_a_gpu_run_puts_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import runner as module
+    from benchmarks.clustering import inputs as inputs_module
+    from benchmarks.clustering import runner as module
 
     class Watch:
         """Times by the wall clock; graphs hold at most two calls, or none of a provider that was asked for."""
@@ -346,7 +338,7 @@ def test_what_a_gpu_run_puts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.gpu, "input_sets", lambda device, size: 6)
     monkeypatch.setattr(module.environment, "device_name", lambda device: "GPU")
     monkeypatch.setattr(module.environment, "is_lost", lambda device: False)
-    monkeypatch.setattr(module, "make_inputs", lambda case, device, seed=0: make_inputs(case, CPU, seed))
+    monkeypatch.setattr(inputs_module, "make_inputs", lambda case, device, seed=0: make_inputs(case, CPU, seed))
     monkeypatch.setattr(module.Runner, "_wait", lambda self: None)
     monkeypatch.setattr(module.Runner, "_load_libraries", lambda self: None)
 
@@ -416,8 +408,8 @@ def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("name,value\na,1\n", "its header is not that of this version"),
-        (",".join(rows.COLUMNS[:-1]) + "\n", "its header is not that of this version"),
-        (",".join(rows.COLUMNS) + "\n2031,abc", "last line is cut off"),
+        (",".join(rows.columns[:-1]) + "\n", "its header is not that of this version"),
+        (",".join(rows.columns) + "\n2031,abc", "last line is cut off"),
     ],
 )
 def test_files_of_another_make_are_refused_and_left_alone(tmp_path: Path, content: str, said: str) -> None:
@@ -626,7 +618,7 @@ def test_a_red_row_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(providers, "OWN", (Planted(lambda label: label.roll(1, 1)),))
     arguments = ["kernels", "--quick", "--device", "cpu", "--case", "kmeans from topk", "--provider", "planted"]
     assert main([*arguments, "--output", str(tmp_path)]) == 1
-    assert results.read(next(tmp_path.glob("*.csv")))[0].records[0]["status"].startswith("wrong: ")
+    assert rows.read(next(tmp_path.glob("*.csv")))[0]["status"].startswith("wrong: ")
 
 
 @pytest.mark.parametrize(
@@ -655,17 +647,13 @@ def test_numbers_out_of_range(arguments: list[str]) -> None:
         main(["kernels", *arguments])
 
 
-@pytest.mark.parametrize("tool", ["compile", "autotune"])
+@pytest.mark.parametrize(("name", "tool"), [("compile", "compile_gate"), ("autotune", "autotune")])
 @pytest.mark.parametrize(("given", "expected"), [(None, 0), (0, 0), (3, 3)])
 def test_tools_get_their_arguments(
-    tool: str, given: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+    name: str, tool: str, given: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import benchmarks
-
     seen: list[list[str]] = []
-    stand_in = types.ModuleType(f"benchmarks.{tool}")
-    stand_in.main = lambda arguments: seen.append(arguments) or given
-    monkeypatch.setitem(sys.modules, f"benchmarks.{tool}", stand_in)
-    monkeypatch.setattr(benchmarks, tool, stand_in, raising=False)
-    assert main([tool, "--help", "--targets", "sm_90"]) == expected
+    command = importlib.import_module(f"tools.{tool}.command")
+    monkeypatch.setattr(command, "main", lambda arguments: seen.append(arguments) or given)
+    assert main([name, "--help", "--targets", "sm_90"]) == expected
     assert seen == [["--help", "--targets", "sm_90"]]

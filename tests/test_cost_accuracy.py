@@ -12,12 +12,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import cost_accuracy
-from curves import picture, points, tuned
-from curves.points import SHELF, TUNED, Point
+from common.data import IDX_NAMES, write_idx
 from deit.checkpoint import save_weights
-from deit.data import IDX_NAMES, write_idx
 from deit.methods import METHODS, find_methods
 from deit.model import DeiT, DeiTConfig
+from experiments.curves import picture, points, tuned
+from experiments.curves.points import SHELF, TUNED, Point
 
 POINT = Point(TUNED, "DeiT", "ward", "Ward (default)", 0.58, 0, "49 30", 2.0, 1.16, 0.01, 400, 300, None, 64, 1, 12.5)
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import deit_train
 import training_speed
+from common.data import IDX_NAMES, write_idx
+from common.distributed import World
 from deit.checkpoint import CheckpointError, load_model, read_weights, save_weights
-from deit.data import IDX_NAMES, write_idx
-from deit.distributed import World
 from deit.model import DeiT, DeiTConfig
 from deit.strided import reduce_by_convolution, strided_macs
 from PIL import Image

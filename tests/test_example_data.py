@@ -12,9 +12,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from deit.checkpoint import CheckpointError, load_model, read_weights, save_weights, write_atomically
-from deit.data import IDX_NAMES, DataError, load_idx, read_idx, write_idx
-from deit.images import batches, evenly_spaced, open_images
+from common.data import IDX_NAMES, DataError, load_idx, read_idx, write_idx
+from common.files import write_atomically
+from common.images import batches, evenly_spaced, open_images
+from deit.checkpoint import CheckpointError, load_model, read_weights, save_weights
 from deit.model import DeiT, DeiTConfig
 from deit.subjects import SmallTransform, read_state
 from safetensors.torch import save_file

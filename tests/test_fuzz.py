@@ -22,9 +22,9 @@ from tpkernels.ops.gpu import tuning_cache
 from tpkernels.ops.gpu.limits import Limits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from common.data import DataError, read_idx, write_idx
+from common.images import CorruptImageError, open_images
 from deit.checkpoint import CheckpointError, load_model, save_weights
-from deit.data import DataError, read_idx, write_idx
-from deit.images import CorruptImageError, open_images
 from deit.model import DeiT, DeiTConfig
 from deit.subjects import read_state as read_foreign
 from training import state as training_state

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import readme, rows
-from benchmarks.cases import Case
-from benchmarks.device import attention_report, attention_rows
-from benchmarks.providers import Library
-from benchmarks.runner import blank_row
+from benchmarks import readme
+from benchmarks.clustering.cases import Case
+from benchmarks.clustering.providers import Library
+from benchmarks.clustering.rows import TABLE as rows
+from benchmarks.clustering.runner import blank_row
+from benchmarks.device import attention_report
+from benchmarks.device.attention_rows import TABLE as attention_rows
 
 FACTS = {
     "run": "2026-01-01T00:00:00+00:00", "commit": "planted", "library": "0", "python": "3", "torch": "2", "triton": "3",
@@ -17,7 +19,7 @@ FACTS = {
 SHAPE = (256, 196, 384, 98)
 
 
-def timed(case: Case, backend: str, ms: float, graph: float | None = None, group: str = "sweep") -> rows.Row:
+def timed(case: Case, backend: str, ms: float, graph: float | None = None, group: str = "sweep") -> rows.row:
     row = blank_row(FACTS, "cuda", group, case, Library(backend))
     row.status, row.p50_ms, row.graph_p50_ms, row.over_floor, row.objective_ratio = "ok", ms, graph, 5.0, 1.0
     return row
@@ -58,11 +60,11 @@ def test_attention_is_shown_beside_torchs(tmp_path: Path) -> None:
     attention_rows.append(
         tmp_path / "planted-gpu-attention.csv",
         [
-            attention_rows.Row(**own, p50_ms=9.0, graph_p50_ms=9.0),
+            attention_rows.row(**own, p50_ms=9.0, graph_p50_ms=9.0),
             # Of the same shape and provider the last run counts.
-            attention_rows.Row(**{**own, "run": "2026-01-02"}, p50_ms=0.2, graph_p50_ms=0.15),
-            attention_rows.Row(**base, p50_ms=0.12, graph_p50_ms=0.1),
-            attention_rows.Row(**{**own, "n": 97, "status": "wrong: planted", "error": 0.5}),
+            attention_rows.row(**{**own, "run": "2026-01-02"}, p50_ms=0.2, graph_p50_ms=0.15),
+            attention_rows.row(**base, p50_ms=0.12, graph_p50_ms=0.1),
+            attention_rows.row(**{**own, "n": 97, "status": "wrong: planted", "error": 0.5}),
         ],
     )
     lines = attention_report.text(tmp_path).splitlines()

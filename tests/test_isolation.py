@@ -18,18 +18,22 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import faulty
 
-from benchmarks import environment, isolation, results, rows, tax_report, tax_rows, tax_runner, timing
+from benchmarks import environment, isolation, results, timing
 from benchmarks.__main__ import main
-from benchmarks.cases import Case
+from benchmarks.clustering.cases import Case
+from benchmarks.clustering.providers import Library
+from benchmarks.clustering.rows import TABLE as rows
+from benchmarks.clustering.runner import Runner
 from benchmarks.context import Context
 from benchmarks.deadline import Deadline, Until
 from benchmarks.errors import DeviceLost
 from benchmarks.ledger import Ledger
 from benchmarks.progress import Place, Progress, read
-from benchmarks.providers import Library
-from benchmarks.runner import Runner
-from benchmarks.tax_cases import BASE, SCHEDULES, SLICING, Problem
-from benchmarks.tax_runner import TaxRunner
+from benchmarks.tax import report as tax_report
+from benchmarks.tax import runner as tax_runner
+from benchmarks.tax.cases import BASE, SCHEDULES, SLICING, Problem
+from benchmarks.tax.rows import TABLE as tax_rows
+from benchmarks.tax.runner import Runner as TaxRunner
 from benchmarks.timing import LEAST, Budget
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +46,7 @@ TAX_FACTS = {**FACTS, "runs_on": "cpu", "allocator": "default"}
 
 def statuses(path: Path, table: Any = rows) -> dict[str, str]:
     """Of every subject; none has two rows."""
-    found = [(record[table.KEY[-1]], record["status"]) for record in table.read(path)]
+    found = [(record[table.row.KEY[-1]], record["status"]) for record in table.read(path)]
     assert len(found) == len(dict(found))
     return dict(found)
 
@@ -244,7 +248,7 @@ def test_a_mode_is_on_disk_before_the_next_begins(tmp_path: Path, monkeypatch: p
         seen.append([(one["mode"], one["method"], one["status"]) for one in found])
 
     monkeypatch.setattr(tax_runner, "compiled", lambda module: look() or module)
-    monkeypatch.setattr(tax_runner.tax_gate, "differs", lambda logits, expected: None)
+    monkeypatch.setattr(tax_runner.gate, "differs", lambda logits, expected: None)
     ledger = Ledger(tax_rows, path, "this")
     with torch.inference_mode():
         TaxRunner(CPU, Budget(1), TAX_FACTS, Context(ledger)).run(PROBLEM, ["eager", "compiled"], ["topk"])
@@ -277,7 +281,7 @@ def test_rows_are_flushed_to_the_disk(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_a_run_has_written_is_not_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "box-tax.csv"
 
-    def run(modes: list[str], facts: dict[str, Any] = TAX_FACTS) -> list[tax_rows.Row]:
+    def run(modes: list[str], facts: dict[str, Any] = TAX_FACTS) -> list[tax_rows.row]:
         ledger = Ledger(tax_rows, path, facts["run"])
         ledger.load()
         with torch.inference_mode():
@@ -297,8 +301,10 @@ def test_a_model_that_breaks_in_a_repeat_leaves_the_others(monkeypatch: pytest.M
 
 
 def test_memory_that_another_ran_out_of_is_not_red() -> None:
-    assert rows.red("tpkernels torch", "failed: out of memory, 1 GB") and rows.red("peer", "failed: it broke")
-    assert not rows.red("peer", "failed: out of memory, 1 GB") and not rows.red("peer", "skipped: failed before")
+    assert rows.row.red("tpkernels torch", "failed: out of memory, 1 GB") and rows.row.red("peer", "failed: it broke")
+    assert not rows.row.red("peer", "failed: out of memory, 1 GB") and not rows.row.red(
+        "peer", "skipped: failed before"
+    )
 
 
 # Devices that are lost.

@@ -16,16 +16,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import late_interaction
+from common.images import evenly_spaced, open_images
 from deit.checkpoint import save_weights
-from deit.images import evenly_spaced, open_images
 from deit.model import DeiT, DeiTConfig
 from deit.subjects import load_small
+from experiments.retrieval import rivals
+from experiments.retrieval.compare import METHODS, Method, compare, objective
+from experiments.retrieval.documents import Ragged, embed, join, load_pixels, other_view, pack, pick
+from experiments.retrieval.maxsim import max_sim, ranks
+from experiments.retrieval.pooling import average, lay_out, ward_labels
 from late_interaction import pool_documents
-from retrieval import rivals
-from retrieval.compare import METHODS, Method, compare, objective
-from retrieval.documents import Ragged, embed, join, load_pixels, other_view, pack, pick
-from retrieval.maxsim import max_sim, ranks
-from retrieval.pooling import average, lay_out, ward_labels
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Of the documents that most tests pool.
@@ -238,7 +238,7 @@ def test_max_sim_and_ranks_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> No
                 expected[i, j] = (q @ d.T).amax(1).sum()
     # A query's padding says nothing; a document without vectors is never found.
     for block in (1, 10_000, 1 << 22):
-        monkeypatch.setattr("retrieval.maxsim.BLOCK_ELEMENTS", block)
+        monkeypatch.setattr("experiments.retrieval.maxsim.BLOCK_ELEMENTS", block)
         packed = pack(clean[1])
         torch.testing.assert_close(max_sim(clean[0], packed), expected)
     scores = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 0.0], [0.0, 1.0, 2.0]])

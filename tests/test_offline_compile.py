@@ -41,7 +41,7 @@ def names_of_kernels() -> set[str]:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the gate says of a few calls."""
     path = tmp_path_factory.mktemp("gate") / "rows.json"
-    run("-m", "benchmarks.compile", "--smoke", "--targets", "sm_90,gfx942", "--json", str(path))
+    run("-m", "tools.compile_gate", "--smoke", "--targets", "sm_90,gfx942", "--json", str(path))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -55,7 +55,8 @@ def taken() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_the_calls_cover_what_there_is() -> None:
-    from benchmarks.calls import LAUNCHERS, calls
+    from tools.compile_gate.calls import calls
+    from tools.compile_gate.launchers import LAUNCHERS
 
     assert {call.launcher for call in calls()} == set(LAUNCHERS)
     assert len({call.name for call in calls()}) == len(calls())
@@ -72,7 +73,7 @@ def test_the_calls_cover_what_there_is() -> None:
 
 
 def test_the_targets_have_the_limits_that_configurations_are_for() -> None:
-    from benchmarks.targets import TARGETS as known
+    from tools.compile_gate.targets import TARGETS as known
 
     assert set(known) == TARGETS
     kilobytes = {name: target.limits.shared_bytes // 1024 for name, target in known.items()}
@@ -80,7 +81,7 @@ def test_the_targets_have_the_limits_that_configurations_are_for() -> None:
 
 
 def test_faults_of_a_row() -> None:
-    from benchmarks.compile import faults
+    from tools.compile_gate.gate import faults
 
     row = {"target": "gfx942", "error": None, "shared": 65536, "spilled": 0, "registers": 255, "num_warps": 8}
     assert faults(row) == []
@@ -96,16 +97,16 @@ def test_faults_of_a_row() -> None:
 
 @pytest.mark.compile
 def test_nothing_to_compile_is_a_failure() -> None:
-    done = run("-m", "benchmarks.compile", "--calls", "^mean", "--targets", "sm_90", "--kernels", "no_such_kernel")
+    done = run("-m", "tools.compile_gate", "--calls", "^mean", "--targets", "sm_90", "--kernels", "no_such_kernel")
     assert done.returncode == 1
     assert "no_such_kernel" in done.stderr
-    assert run("-m", "benchmarks.compile", "--targets", "sm_12").returncode == 2
+    assert run("-m", "tools.compile_gate", "--targets", "sm_12").returncode == 2
 
 
 @pytest.mark.compile
 @pytest.mark.parametrize("target", sorted(TENSOR_CORES))
 def test_what_a_kernel_takes_is_read(taken: dict[tuple[str, str], dict[str, Any]], target: str) -> None:
-    from benchmarks.targets import family
+    from tools.compile_gate.targets import family
 
     product, copy, spills = (taken[case, target] for case in ("product", "copy", "spills"))
     assert family(product["instructions"]) == TENSOR_CORES[target]

@@ -15,9 +15,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-import hazards
 import pytest
-from ttgir import walk
+
+from tools.races import hazards
+from tools.races.ttgir import walk
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "tpkernels" / "kernels"
@@ -96,7 +97,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """TTGIR of the library's kernels for sm_90, and of one of each for gfx942, by "target.number.kernel"."""
     folder = tmp_path_factory.mktemp("kernels")
-    command = ("-m", "benchmarks.compile", "--smoke", "--ttgir", str(folder), "--targets")
+    command = ("-m", "tools.compile_gate", "--smoke", "--ttgir", str(folder), "--targets")
     run(*command, "sm_90")
     run(*command, "gfx942", "--calls", "^(resident kmeans topk|mean|backward)")
     return {path.stem: path.read_text() for path in sorted(folder.iterdir())}

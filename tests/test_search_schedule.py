@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import deit_eval
 import search_schedule
+from common.images import evenly_spaced
 from deit.checkpoint import save_weights
-from deit.images import evenly_spaced
 from deit.model import DeiT, DeiTConfig
 from deit.soft import fit_budget, learn_retention, retention_penalty, scale_by_rank, softened, tokens_retained
 

@@ -22,12 +22,19 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tpkernels
-from benchmarks import memory, reports, tax, tax_cases, tax_gate, tax_models, tax_report, tax_rows, tax_runner, timing
+from benchmarks import memory, reports, timing
 from benchmarks.__main__ import main
 from benchmarks.errors import Refusal
-from benchmarks.tax_cases import BASE, SLICING, Problem, Schedule
-from benchmarks.tax_models import NANO, DeiT, Sliced, Variant
-from benchmarks.tax_runner import TaxRunner
+from benchmarks.tax import cases as tax_cases
+from benchmarks.tax import command as tax
+from benchmarks.tax import gate as tax_gate
+from benchmarks.tax import models as tax_models
+from benchmarks.tax import report as tax_report
+from benchmarks.tax import runner as tax_runner
+from benchmarks.tax.cases import BASE, SLICING, Problem, Schedule
+from benchmarks.tax.models import NANO, DeiT, Sliced, Variant
+from benchmarks.tax.rows import TABLE as tax_rows
+from benchmarks.tax.runner import Runner as TaxRunner
 from benchmarks.timing import Budget
 
 ROOT = Path(__file__).parents[1]
@@ -243,7 +250,7 @@ def test_kept_memory_takes_no_page_faults_again() -> None:
     assert int(count) < 1000
 
 
-def row(**changes: Any) -> tax_rows.Row:
+def row(**changes: Any) -> tax_rows.row:
     """A row that is ok."""
     values: dict[str, Any] = {
         **dict.fromkeys(("commit", "library", "python", "torch", "triton"), "1"),
@@ -254,11 +261,11 @@ def row(**changes: Any) -> tax_rows.Row:
         "p20_ms": 1.0, "p50_ms": 2.0, "p99_ms": 3.0, "cold_ms": 4.0, "peak_mb": 5.0,
         "tax": 0.034, "tax_p20": 0.03, "tax_p80": 0.05, "speedup": 1.25, "speedup_p20": 1.2, "speedup_p80": 1.3,
     }  # fmt: skip
-    return tax_rows.Row(**{**values, **changes})
+    return tax_rows.row(**{**values, **changes})
 
 
-def without_times(**changes: Any) -> tax_rows.Row:
-    return row(**{**dict.fromkeys(tax_rows.TIMES), "rounds": 0, **changes})
+def without_times(**changes: Any) -> tax_rows.row:
+    return row(**{**dict.fromkeys(tax_rows.row.TIMES), "rounds": 0, **changes})
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -454,7 +461,7 @@ def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("name,value\na,1\n", "its header is not that of this version"),
-        (",".join(tax_rows.COLUMNS) + "\n2031,abc", "last line is cut off"),
+        (",".join(tax_rows.columns) + "\n2031,abc", "last line is cut off"),
     ],
 )
 def test_files_of_another_make_are_refused_and_left_alone(tmp_path: Path, content: str, said: str) -> None:

@@ -21,9 +21,9 @@ BUCKETS = {
 }
 PROGRAM = """
 import json, sys
-from benchmarks.calls import Call
-from benchmarks.launches import key, launches
-from benchmarks.targets import TARGETS
+from tools.compile_gate.calls import Call
+from tools.compile_gate.launches import key, launches
+from tools.compile_gate.targets import TARGETS
 
 found = {}
 for bucket, shapes in json.loads(sys.argv[1]).items():

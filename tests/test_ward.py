@@ -86,8 +86,8 @@ def model_tokens() -> Tensor:
         pytest.skip("examples/weights holds no weights")
     sys.path.insert(0, str(EXAMPLES))
     try:
+        from common.data import load_idx
         from deit.checkpoint import load_model
-        from deit.data import load_idx
     finally:
         sys.path.remove(str(EXAMPLES))
     model, _ = load_model(EXAMPLES / "weights" / "deit_fashion.safetensors")

@@ -11,12 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 import tpkernels
 
 from .. import environment, gpu
+from ..rehearsal import rehearsing
 from ..session import results_path
 from ..timing import Budget, Timed, alternate, quantile, wall_ms
-from . import attention_rows
-from .attention_rows import Row
+from .attention_rows import TABLE, Row
 from .children import Run
-from .journal import rehearsing
 from .problems import TIMED_HEADS, Heads, device
 
 SETS = 4
@@ -35,13 +34,13 @@ def time(run: Run) -> None:
     """A row for each provider and shape, in the journal and in the device's CSV."""
     where = device()
     facts = environment.facts(where)
-    path = results_path(run.folder, where, rehearsing(), attention_rows.KIND)
+    path = results_path(run.folder, where, rehearsing(), TABLE.kind)
     watch = gpu.Stopwatch(where) if where.type == "cuda" else None
     with torch.inference_mode():
         for heads in TIMED_HEADS:
             sets = [qkv_of(heads, seed) for seed in range(SETS)]
             found = _rows(facts, heads, sets, watch)
-            attention_rows.append(path, found)
+            TABLE.append(path, found)
             for row in found:
                 told = {name: getattr(row, name) for name in ("error", "p20_ms", "p50_ms", "graph_p50_ms")}
                 what = f"{row.provider}{', significance' if row.significance else ''}, {heads.shape}"

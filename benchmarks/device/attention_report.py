@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import results
-from ..report import ratio, table, us
+from ..markdown import ratio, table, us
 from ..results import Record, number, time_ms
-from . import attention_rows
+from .attention_rows import TABLE
 
-KIND, COMMANDS = attention_rows.KIND, ("device",)
+KIND, COMMANDS = TABLE.kind, ("device",)
 BEGIN, END = "<!-- attention:begin -->", "<!-- attention:end -->"
 BASE = "torch SDPA"
 
@@ -44,5 +44,5 @@ def section(records: Sequence[Record]) -> str:
 
 def text(folder: Path, quick: bool = False) -> str:
     """The tables of every device in a folder; Refusal where a file is of another make."""
-    found = [attention_rows.read(path) for path in results.files(folder, quick, KIND)]
+    found = [TABLE.read(path) for path in results.files(folder, quick, KIND)]
     return "\n\n".join(section(latest(records)) for records in found)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from .. import records
-
-KIND = "attention"
+from .. import rows
 
 
 @dataclass(kw_only=True)
-class Row:
+class Row(rows.Row):
     """One provider on heads [B, H, N, D]. Times are milliseconds of the whole call; empty where not measured.
 
-    run to load: as in `rows.Row`. provider: "tpkernels triton" or "torch SDPA". significance: whether it also tells
-    what every key received. status: "ok" or "wrong: ...". error: of the output, relative to float64. p20, p50: by
-    events, launch cost included; graph_p50_ms: of a captured graph, without it.
+    device to load: as in `clustering.rows.Row`. provider: "tpkernels triton" or "torch SDPA". significance: whether it
+    also tells what every key received. status: "ok" or "wrong: ...". error: of the output, relative to float64. p20,
+    p50: by events, launch cost included; graph_p50_ms: of a captured graph, without it.
     """
 
-    run: str
-    commit: str
-    library: str
-    python: str
-    torch: str
-    triton: str
+    KEY: ClassVar = ("b", "h", "n", "d", "dtype", "significance", "provider")
+    TIMES: ClassVar = ("p20_ms", "p50_ms", "graph_p50_ms")
+
     device: str
     threads: int
     load: float
@@ -44,14 +38,4 @@ class Row:
     graph_p50_ms: float | None = None
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Adds rows to a file, as `records.append`."""
-    records.append(path, COLUMNS, [asdict(row) for row in rows])
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a file as text by column; Refusal where it is of another make or cut off."""
-    return records.read(path, COLUMNS)
+TABLE = rows.Table(Row, "attention")

@@ -12,8 +12,8 @@ import torch
 import tpkernels
 
 from .. import processes
-from ..inputs import make_inputs
-from ..providers import Library
+from ..clustering.inputs import make_inputs
+from ..clustering.providers import Library
 from .attention import qkv_of
 from .children import Run
 from .problems import TIMED_HEADS, case_of, device

@@ -12,9 +12,9 @@ import torch
 from tpkernels.ops.gpu.limits import limits_of
 
 from .. import environment, gpu
+from ..rehearsal import rehearsing
 from ..timing import quantile, wall_ms
 from .children import Run
-from .journal import rehearsing
 from .problems import device
 
 # Rows and columns of the product whose rate is measured.

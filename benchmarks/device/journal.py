@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import records
+from ..rehearsal import rehearsing
 
 FILE = "steps.jsonl"
 # Whose rows say what became of the steps.
 SUPERVISOR = "supervisor"
-# Steps learn from it that they run in a rehearsal, which says nothing about a GPU.
-REHEARSAL = "TPKERNELS_REHEARSAL"
-
-
-def rehearsing() -> bool:
-    """Whether this is a rehearsal: tiny sizes, Triton's interpreter, stand-ins for the profilers."""
-    return os.environ.get(REHEARSAL) == "1"
 
 
 class Journal:

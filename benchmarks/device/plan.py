@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Refusal
-from .journal import rehearsing
+from ..rehearsal import rehearsing
 
 # A case that the harness has begun is ended in so many seconds, before it would be killed.
 NOTICE = 12.0

@@ -77,8 +77,9 @@ def _compile() -> int:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from .. import launches
-    from ..targets import TARGETS
+    from tools.compile_gate import launchers, launches
+    from tools.compile_gate.targets import TARGETS
+
     from .facts import triton_key
     from .problems import calls
 
@@ -88,7 +89,7 @@ def _compile() -> int:
     count = 0
     for call in calls():
         with launches.recording(target) as kept:
-            call.make(launches.meta)
+            launchers.make(call, launches.meta)
         began = time.monotonic()
         for kernel, args, kwargs in kept:
             JITFunction.run(kernel, *args, grid=(1,), warmup=True, **kwargs)

@@ -7,12 +7,12 @@ from functools import partial
 
 import torch
 
+from tools.compile_gate.calls import Call
+from tools.compile_gate.targets import TARGETS
 from tpkernels.ops.backends import regime
 
-from ..calls import Call
-from ..cases import GROUPS, Case
-from ..targets import TARGETS
-from .journal import rehearsing
+from ..clustering.cases import GROUPS, Case
+from ..rehearsal import rehearsing
 
 
 def device() -> torch.device:

@@ -10,7 +10,7 @@ import stat
 import sys
 from pathlib import Path
 
-from .journal import REHEARSAL
+from ..rehearsal import VARIABLE
 
 NCU = '''#!{python}
 """Stands in for Nsight Compute: runs the program, then prints as many launches as were asked for."""
@@ -52,7 +52,7 @@ def begin(folder: Path) -> None:
         path.write_text(body.format(python=sys.executable) if "{python" in body else body)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     os.environ |= {
-        REHEARSAL: "1",
+        VARIABLE: "1",
         "TRITON_INTERPRET": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",

@@ -16,13 +16,14 @@ from torch import Tensor
 import tpkernels
 from tpkernels.ops.cluster_mean import cluster_mean
 
-from ..cases import Case
-from ..gate import Gate, objective
-from ..inputs import Inputs, make_inputs
-from ..providers import Library
+from ..clustering.cases import Case
+from ..clustering.gate import Gate, objective
+from ..clustering.inputs import Inputs, make_inputs
+from ..clustering.providers import Library
+from ..rehearsal import rehearsing
 from .attention import qkv_of, relative_error
 from .children import Run
-from .journal import Journal, rehearsing
+from .journal import Journal
 from .problems import AVERAGED, POOLED, SMOKE_HEADS, TINY_LONG, TINY_VIT, device, smoke_cases
 
 AGAIN = 10

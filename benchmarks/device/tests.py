@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import ROOT
+from ..rehearsal import rehearsing
 from .children import Run
-from .journal import Journal, rehearsing
+from .journal import Journal
 
 FOLDER = "TPKERNELS_DEVICE_FOLDER"
 WORKERS = 16

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
+from tools.autotune.command import METHODS
+
 from .. import processes
-from ..autotune import METHODS
+from ..rehearsal import rehearsing
 from .children import Run
-from .journal import rehearsing
 from .problems import TINY_VIT, VIT
 
 # Of its table, in the journal.

@@ -1,1 +1,1 @@
-"""What the DeiT examples share: the model, the images, the checkpoint files."""
+"""The DeiT of the examples: the model, its checkpoint files, the ways to pool it, and its evaluation."""

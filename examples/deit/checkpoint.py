@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.files import FileError, write_atomically
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,27 +15,8 @@ from torch import Tensor, nn
 from .model import DeiT, DeiTConfig
 
 
-class CheckpointError(Exception):
+class CheckpointError(FileError):
     """A checkpoint that cannot be used; the message names the file and says what was expected."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` on a temporary file beside `path`, then renames it: a kill or a full disk leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    # A temporary file is its owner's alone; the finished one has what the user's umask allows.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.fchmod(handle, 0o666 & ~umask)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_weights(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:

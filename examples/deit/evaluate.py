@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from common.distributed import World
+from common.images import Batch
 from torch import Tensor
 from tqdm import tqdm
 
-from .distributed import World
-from .images import Batch
 from .rows import Row
 
 

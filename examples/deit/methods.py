@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from common.arguments import by_name
+
 
 @dataclass(frozen=True)
 class Method:
@@ -50,8 +52,4 @@ def find_methods(names: list[str] | None) -> list[Method]:
     Raises:
         ValueError: a name is unknown.
     """
-    known = {method.name: method for method in METHODS}
-    for name in names or []:
-        if name not in known:
-            raise ValueError(f"--method must be among {', '.join(known)}; got {name!r}")
-    return [known[name] for name in dict.fromkeys(names or known)]
+    return by_name(METHODS, names)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.files import write_atomically
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .checkpoint import write_atomically
 from .methods import BASE_LABEL, METHODS
 from .rows import Row
 

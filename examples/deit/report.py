@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically
+from common import files
+from common.tables import columns
+
 from .evaluate import Seen
 from .rows import Row
 
@@ -43,18 +42,8 @@ def cells(record: dict[str, Any]) -> tuple[str, ...]:
 def table(records: list[dict[str, Any]]) -> str:
     """The rows in columns: labels flush left, numbers flush right."""
     lines = [HEADINGS, *(cells(record) for record in records)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for label, *numbers in lines:
-        padded = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        text.append("  ".join([label.ljust(widths[0]), *padded]))
+    text = columns(lines)
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
-
-
-def heading(facts: dict[str, str]) -> str:
-    """The run's facts, one a line."""
-    width = max(len(name) for name in facts)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items())
 
 
 def corrupt_line(seen: Seen) -> str:
@@ -67,16 +56,10 @@ def corrupt_line(seen: Seen) -> str:
 
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
     """One line per row; the tokens per block are joined by spaces."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(records[0]))
-    writer.writeheader()
-    for record in records:
-        writer.writerow({**record, "tokens_per_block": " ".join(map(str, record["tokens_per_block"]))})
-    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), newline=""))
+    flat = [{**record, "tokens_per_block": " ".join(map(str, record["tokens_per_block"]))} for record in records]
+    files.write_csv(path, list(records[0]), flat, "\r\n")
 
 
 def write_json(path: Path, facts: dict[str, str], records: list[dict[str, Any]], seen: Seen) -> None:
     """The run's facts, the rows, and the files that could not be read."""
-    content = {"run": facts, "images": seen.images, "corrupt": seen.corrupt, "rows": records}
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    files.write_json(path, {"run": facts, "images": seen.images, "corrupt": seen.corrupt, "rows": records})

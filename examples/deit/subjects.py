@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.data import DataError
+from common.images import ImageSet
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, load_model
-from .data import DataError
-from .images import ImageSet
 from .model import DeiTConfig
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from deit.distributed import World
+from common.distributed import World
 from torch import Tensor, nn
 from tqdm import tqdm
 

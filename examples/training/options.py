@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deit.arguments import Parser, ratio_or_count
+from common.arguments import Parser, ratio_or_count
 from deit.methods import METHODS
 
 # What may differ between a run and its continuation: where and how fast it runs, not what it computes.

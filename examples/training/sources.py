@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from deit.data import DataError, find_idx, load_idx
-from deit.distributed import World
-from deit.images import Batch, ImageSet, Samples, batches, collate, evenly_spaced, open_images
+from common.data import DataError, find_idx, load_idx
+from common.distributed import World
+from common.images import Batch, ImageSet, Samples, batches, collate, evenly_spaced, open_images
 from deit.model import DeiTConfig
 from PIL import Image
 from torch import Tensor

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deit.checkpoint import CheckpointError, save_weights, write_atomically
+from common.files import write_atomically
+from deit.checkpoint import CheckpointError, save_weights
 from torch import nn
 
 STATE, WEIGHTS, AVERAGE, LOG = "state.pt", "model.safetensors", "ema.safetensors", "log.jsonl"

@@ -1,0 +1,1 @@
+"""Clusterings of one batch of tokens by this library and its peers: checked, timed, and held against a floor."""

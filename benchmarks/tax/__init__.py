@@ -1,0 +1,1 @@
+"""The pooling tax: pooled models beside the same models whose tokens are cut by slicing."""

@@ -1,0 +1,1 @@
+"""What examples share that is not about one model or one experiment."""

@@ -1,0 +1,1 @@
+"""Parts of the programs beside this folder that measure one thing each: a folder for a program."""

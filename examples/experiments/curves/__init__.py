@@ -1,0 +1,1 @@
+"""The parts of `cost_accuracy.py`."""

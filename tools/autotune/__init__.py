@@ -1,0 +1,1 @@
+"""The autotuner: configurations of the resident kernels, measured on the device at hand."""

@@ -1,0 +1,199 @@
+"""Launches of kernels as the launchers make them on a GPU that need not be there.
+
+The launchers run on tensors without data that say they are on a GPU, with the limits of a target; what reaches a kernel
+is kept instead of run. What is compiled is then what a device would compile: no copy of the launchers' choices here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from .calls import Call, calls
+from .launchers import LAUNCHERS, launcher, make
+from .targets import Target
+
+
+class Launch(NamedTuple):
+    """A kernel, what was handed to it, and which call of a launcher did so."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    case: str
+
+
+class OnGPU(Tensor):
+    """A tensor without data that says it is on a GPU, and so do those made from it."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+def launches(target: Target, chosen: list[Call] | None = None) -> list[Launch]:
+    """What the launchers hand to the kernels on a device with the target's limits, in order.
+
+    Args:
+        target: the device.
+        chosen: calls of launchers; all of `calls()` by default.
+    """
+    found: list[Launch] = []
+    for call in calls() if chosen is None else chosen:
+        with recording(target) as kept:
+            make(call, meta)
+        if not kept:
+            raise RuntimeError(f"{call.name}: the launcher launched nothing")
+        found += [Launch(kernel, args, kwargs, call.name) for kernel, args, kwargs in kept]
+    return found
+
+
+def meta(*shape: int, dtype: str, odd: bool = False) -> Tensor:
+    """A tensor on no device that says it is on a GPU; an odd one is a view that no vector load fits."""
+    if not odd:
+        return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta").as_subclass(OnGPU)
+    room = torch.empty(*(size + 1 for size in shape), dtype=getattr(torch, dtype), device="meta").as_subclass(OnGPU)
+    return room[tuple(slice(1, None) for _ in shape)]
+
+
+@contextmanager
+def recording(target: Target) -> Iterator[list[tuple[Any, tuple[Any, ...], dict[str, Any]]]]:
+    """Makes torch and Triton behave as on the target, as far as launchers ask; keeps launches and makes none."""
+    from triton.runtime.jit import JITFunction
+
+    kept: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kept.append((kernel, args, kwargs))
+
+    found = SimpleNamespace(
+        multi_processor_count=target.limits.processors,
+        shared_memory_per_block_optin=target.limits.shared_bytes,
+        L2_cache_size=target.limits.l2_bytes,
+        warp_size=target.limits.warp,
+    )
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (JITFunction, "run", keep),
+            (torch.cuda, "device", lambda device: nullcontext()),
+            (torch.cuda, "get_device_properties", lambda device=None: found),
+            (torch.version, "hip", "6.0" if target.backend == "hip" else None),
+        ):
+            stack.enter_context(patch.object(owner, name, value))
+        for module, name, value in _stand_ins(target):
+            stack.enter_context(patch.object(module, name, value))
+        yield kept
+
+
+def _stand_ins(target: Target) -> list[tuple[ModuleType, str, Callable[..., Any]]]:
+    """Where operations read a device's limits and its tuned configurations, by module and name, and what goes there.
+
+    The functions are found by identity in all modules that are loaded below `tpkernels.ops`, however deep and under
+    whatever name.
+
+    Raises:
+        RuntimeError: no launcher reads limits where this looks, so that kernels would be built for another device.
+    """
+    for name in LAUNCHERS:
+        launcher(name)
+    limits, tuning = (importlib.import_module(f"tpkernels.ops.gpu.{name}") for name in ("limits", "tuning"))
+    # What someone has tuned on this machine is not what ships.
+    wanted = {id(limits.limits_of): lambda device: target.limits, id(tuning.lookup): lambda *given: None}
+    found = [
+        (module, name, wanted[id(value)])
+        for path, module in sorted(sys.modules.items())
+        if path.startswith("tpkernels.ops.")
+        for name, value in vars(module).items()
+        if id(value) in wanted
+    ]
+    readers = {module.__name__ for module, _, _ in found} - {limits.__name__, tuning.__name__}
+    if not readers & {f"tpkernels.ops.{module}" for module, _ in LAUNCHERS.values()}:
+        raise RuntimeError(f"limits_of: expected launchers that read it, got {sorted(readers)}")
+    return found
+
+
+def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
+    """The source and the options of a launch, specialised as Triton would: on ones and on multiples of 16."""
+    from triton.compiler import ASTSource
+
+    kernel, kwargs = launch.kernel, dict(launch.kwargs)
+    given = dict(zip(kernel.arg_names, launch.args, strict=False))
+    options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
+    given |= {name: value for name, value in kwargs.items() if name in kernel.arg_names}
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        name = parameter.name
+        value = given.get(name, parameter.default)
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (_whole(value) and value == 1 and not parameter.do_not_specialize)
+        ):
+            signature[name], constants[(place,)] = "constexpr", value
+            continue
+        signature[name] = _type(name, value)
+        if not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment) and _by_sixteen(value):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def key(launch: Launch) -> tuple[Any, ...]:
+    """Equal for two launches that compile to the same, on one architecture."""
+    made, options = source(launch)
+    return (
+        launch.kernel.__name__,
+        *sorted(made.signature.items()),
+        *sorted((place, repr(value)) for place, value in made.constants.items()),
+        *sorted(place for place in made.attrs),
+        *sorted((name, repr(value)) for name, value in options.items()),
+    )
+
+
+def configuration(launch: Launch) -> dict[str, Any]:
+    """The constexprs of a launch by their names."""
+    made, _ = source(launch)
+    names = launch.kernel.arg_names
+    constant = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
+    return {names[place[0]]: value for place, value in made.constants.items() if names[place[0]] in constant}
+
+
+_TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int16: "*i16",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _type(name: str, value: Any) -> str:
+    if isinstance(value, Tensor):
+        return _TYPES[value.dtype]
+    if isinstance(value, bool):
+        return "u1"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    if isinstance(value, float):
+        return "fp32"
+    raise TypeError(f"{name}: expected a tensor or a number as an argument of a kernel, got {type(value).__name__}")
+
+
+def _by_sixteen(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.storage_offset() * value.element_size() % 16 == 0
+    return _whole(value) and value % 16 == 0
