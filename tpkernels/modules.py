@@ -263,13 +263,7 @@ class TokenPool(nn.Module):
         return size if self.method == "ward" else None
 
     def _pool(
-        self,
-        x: Tensor,
-        score: Tensor | None,
-        size: Tensor | None,
-        mask: Tensor | None,
-        metric: Tensor | None,
-        k: int,
+        self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int
     ) -> Pooling:
         """The patch tokens alone; sizes where a kernel has summed them."""
         if self.method not in CLUSTERERS:

@@ -1,20 +1,14 @@
 """Clustering, pooling and attention as functions."""
 
-from .attention import attention
-from .clustering import Clusters, explain_backend, kmeans, kmedoids, ward
-from .pooling import assign, chamfer_loss, cluster_mean, medoid_update, pairwise_sqdist, unpool
-
-__all__ = [
-    "Clusters",
-    "assign",
-    "attention",
-    "chamfer_loss",
-    "cluster_mean",
-    "explain_backend",
-    "kmeans",
-    "kmedoids",
-    "medoid_update",
-    "pairwise_sqdist",
-    "unpool",
-    "ward",
-]
+from .attention import attention as attention
+from .clustering import Clusters as Clusters
+from .clustering import explain_backend as explain_backend
+from .clustering import kmeans as kmeans
+from .clustering import kmedoids as kmedoids
+from .clustering import ward as ward
+from .pooling import assign as assign
+from .pooling import chamfer_loss as chamfer_loss
+from .pooling import cluster_mean as cluster_mean
+from .pooling import medoid_update as medoid_update
+from .pooling import pairwise_sqdist as pairwise_sqdist
+from .pooling import unpool as unpool

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..ops import assign as _assign
+from ..ops.assign import assign as _assign
 from ..ops.backends import torch_primitives
 from ..ops.cluster_mean import cluster_mean as _mean
 from ..ops.context import compute_dtype
@@ -61,7 +61,7 @@ def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None, *, center_mas
     checks.count("the number of centers", centers.shape[1], 1)
     checks.mask(mask, x)
     checks.mask(center_mask, centers, "center_mask", "centers")
-    return _assign.assign(x, centers, mask, center_mask)
+    return _assign(x, centers, mask, center_mask)
 
 
 def medoid_update(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
@@ -141,4 +141,4 @@ def chamfer_loss(
     checks.per_token("weight", weight, x)
     checks.mask(mask, x)
     checks.mask(center_mask, centers, "center_mask", "centers")
-    return _assign.chamfer_loss(x, centers, weight, mask, center_mask)
+    return distances.objective(x, centers, _assign(x, centers, mask, center_mask), weight)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .backends import torch_primitives
 from .context import compute_dtype, full_precision
-from .eager.distances import objective
 from .transforms import folds
 
 
@@ -45,14 +44,3 @@ def _(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor | Non
 
 
 folds(_operation)
-
-
-def chamfer_loss(
-    x: Tensor,
-    centers: Tensor,
-    weight: Tensor | None = None,
-    mask: Tensor | None = None,
-    center_mask: Tensor | None = None,
-) -> Tensor:
-    """`sum_i w_i min_k ||x_i - c_k||^2` [B], the K-Means objective of any centers (Marin et al., 2021)."""
-    return objective(x, centers, assign(x, centers, mask, center_mask), weight)

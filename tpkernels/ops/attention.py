@@ -33,29 +33,15 @@ def attention(
 
 @torch.library.custom_op("tpkernels::attention", mutates_args=())
 def attention_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-    need_significance: bool,
+    q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None, scale: float, need_significance: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Out, significance and lse of `attention_launch.attend`; differentiable in q, k, v through out alone."""
     return gpu_attention.attend(q, k, v, key_size, mask, scale, need_significance)
 
 
 @attention_triton.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-    need_significance: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return gpu_attention.outputs(q, v, need_significance)
+def _(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return gpu_attention.outputs(q, v, given[-1])
 
 
 @torch.library.custom_op("tpkernels::attention_backward", mutates_args=())
@@ -75,17 +61,7 @@ def attention_backward(
 
 
 @attention_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_given: Any) -> tuple[Tensor, Tensor, Tensor]:
     return gpu_attention.gradients(q, v)
 
 

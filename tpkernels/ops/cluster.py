@@ -55,8 +55,8 @@ def _operation(
     backend: str,
     swaps: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = Tensors(x, weight, pool_weight, mask, start)
-    spec = Spec(min(k, x.shape[1]), method, init, output, max_iter, swaps)
+    given = x, weight, pool_weight, mask, start, k, method, init, output, max_iter, backend, swaps
+    tensors, spec, _ = _typed(*given)
     chosen = torch_primitives(x) if backend == "torch" else None
     with full_precision(x):
         if chosen is None and regime(x.shape[1], method, limits_of(x.device)) == "resident":
@@ -71,24 +71,18 @@ def _operation(
 
 
 @_operation.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    pool_weight: Tensor | None,
-    mask: Tensor | None,
-    start: Tensor | None,
-    k: int,
-    method: str,
-    init: str,
-    output: str,
-    max_iter: int,
-    backend: str,
-    swaps: bool = False,
-) -> tuple[Tensor, ...]:
-    spec = Spec(torch.sym_min(k, x.shape[1]), method, init, output, max_iter, swaps)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    tensors, spec, backend = _typed(*given)
     if torch.onnx.is_in_onnx_export():
         raise RuntimeError(why_not_onnx(spec) or "ONNX is exported to from torch.export(strict=False)")
-    return tuple(allocate(x, spec, totals=backend == "triton"))
+    return tuple(allocate(tensors.x, spec, totals=backend == "triton"))
+
+
+def _typed(*given: Any) -> tuple[Tensors, Spec, str]:
+    """The operation's flat arguments as a problem with k <= N, and the backend."""
+    k, method, init, output, max_iter, backend, swaps = (*given[5:], False)[:7]
+    spec = Spec(torch.sym_min(k, given[0].shape[1]), method, init, output, max_iter, swaps)
+    return Tensors(*given[:5]), spec, backend
 
 
 def why_not_onnx(spec: Spec) -> str | None:
@@ -188,8 +182,8 @@ def _with_kept(tokens: Tensor, kept: Tensor, lost: Tensor | None, samples: Sampl
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors, results, ctx.backend = Tensors(*inputs[:5]), Results._make(output), inputs[10]
-    weight = None if Spec(*inputs[5:10]).gathers else tensors.pool_weight
+    tensors, spec, ctx.backend = _typed(*inputs)
+    results, weight = Results._make(output), None if spec.gathers else tensors.pool_weight
     wants = weight is not None and ctx.needs_input_grad[2]
     given = (tensors.x, results.tokens) if wants else (None, None)
     ctx.save_for_backward(results.source, weight, results.total, *given)

@@ -62,20 +62,10 @@ def cluster_mean_backward(
 
 
 @cluster_mean_backward.register_fake
-def _(
-    grad: Tensor,
-    label: Tensor,
-    x: Tensor | None,
-    mean: Tensor | None,
-    weight: Tensor | None,
-    total: Tensor,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    shape = label.shape
-    grad_weight = (
-        grad.new_empty(shape, dtype=weight.dtype) if x is not None and weight is not None else grad.new_empty(0)
-    )
-    return grad.new_empty(shape[0], shape[1], grad.shape[2]), grad_weight
+def _(grad: Tensor, label: Tensor, x: Tensor | None, mean: Any, weight: Tensor | None, *_given: Any) -> Any:
+    wants = x is not None and weight is not None
+    grad_weight = grad.new_empty(label.shape, dtype=weight.dtype) if wants and weight is not None else grad.new_empty(0)
+    return grad.new_empty(*label.shape, grad.shape[2]), grad_weight
 
 
 def mean_backward_torch(

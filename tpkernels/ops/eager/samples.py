@@ -9,19 +9,15 @@ from ..context import compute_dtype, may_look
 from ..problem import Samples
 
 
-def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
-    """`prepare_samples`, which reads values where that waits for no device."""
-    return prepare_samples(x, weight, mask, k, looks=may_look(x))
-
-
-def prepare_samples(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, looks: bool) -> Samples:
+def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, looks: bool | None = None) -> Samples:
     """Centers every sample and takes out what must not be computed with.
 
     Subtracting the mean of the valid tokens changes no distance and keeps a common offset from cancelling digits.
     Weights are divided by the sample's largest, which changes no assignment and keeps sums of 1e30 finite. Masked
     tokens and samples with NaN or Inf become zeros; `finite` names the latter. With `looks` the values decide whether
-    there is anything to take out.
+    there is anything to take out; None looks where that waits for no device.
     """
+    looks = may_look(x) if looks is None else looks
     b, n, _ = x.shape
     x = x.to(compute_dtype(x))
     if mask is None:

@@ -85,13 +85,7 @@ def _by_rows(*tensors: Tensor) -> list[Tensor]:
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-    need_significance: bool,
+    q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None, scale: float, need_significance: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Out [B, H, N, e] in q's dtype, significance [B, N] float32 ([B, 0] where not needed), lse [B, H, N] float32.
 

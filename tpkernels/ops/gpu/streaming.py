@@ -7,7 +7,7 @@ device alone: launches pass over those that stand still, so the host never waits
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..eager.lloyd import nearest
 from ..eager.means import gather_tokens, nearest_members
 from ..eager.numbering import canonical_order, renumber
-from ..eager.samples import prepare_samples
+from ..eager.samples import prepare
 from ..eager.ward import ward
 from ..problem import Found, Primitives, Samples, Spec
 from .launch import on_device, power_of_two, strides
@@ -222,16 +222,6 @@ class _Loop:
         return ((high + low) / self.factor[:, None, None])[..., : self.x.shape[2]]
 
 
-def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
-    """Samples of which no value is read: the host never waits."""
-    return prepare_samples(x, weight, mask, k, looks=False)
-
-
-def mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`means.cluster_mean`, under the name that primitives have."""
-    return cluster_mean(x, label, k, weight)
-
-
 def gather(x: Tensor, _: Tensor, medoids: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B, K, D] at medoids [B, K]; a token that is gathered is its own total of 1."""
     return gather_tokens(x, medoids), (medoids >= 0).float()
@@ -244,9 +234,7 @@ def loss(x: Tensor, centers: Tensor, label: Tensor, weight: Tensor | None) -> Te
     return (cost if weight is None else cost * torch.where(label >= 0, weight.float(), 0)).sum(1)
 
 
-def lloyd(x: Tensor, samples: Samples, start: Tensor, spec: Spec) -> Callable[[], Found]:
-    """The state of a batch, whose call runs the iterations."""
-    return _Loop(x, samples, start, spec)
-
-
-STREAMING = Primitives(True, prepare, ward, lloyd, nearest, nearest_members, mean, gather, loss)
+# Launches are queued: no value is read, so the host never waits.
+STREAMING = Primitives(
+    True, partial(prepare, looks=False), ward, _Loop, nearest, nearest_members, cluster_mean, gather, loss
+)
