@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 QUICK = "-quick"
-# What else than clustering has files of its own beside it.
+# Kinds of results beside clustering, each with files of its own.
 KINDS = ("tax", "attention")
 Record = dict[str, str]
-# Columns that tell where rows come from, and what readers call them.
+# Columns that tell where rows come from, and their titles.
 FACTS = {
     "threads": "CPU threads",
     "load": "load before",

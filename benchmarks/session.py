@@ -16,7 +16,7 @@ from .rows import Table
 from .timing import Budget
 
 QUICK_REPEATS = 3
-# Processes that already run on the average; one may be the shell's last command.
+# The load above which a machine counts as busy: the shell's last command may still be in the average.
 BUSY = 0.5
 
 
@@ -57,7 +57,7 @@ def begin(
     """
     path = results_path(options.output, device, options.quick, table.kind)
     if path.exists() and path.stat().st_size:
-        # Before the work, not after it.
+        # Checked before the work, not after it.
         table.check(path)
     budget = Budget(options.repeats or (QUICK_REPEATS if options.quick else repeats[device.type]), options.budget)
     allocator = memory.keep_memory() if options.keep_memory else memory.DEFAULT

@@ -25,9 +25,9 @@ SECTIONS = (
 # Ward by itself, so that a profiler that fails costs one of two runs.
 RUNS = (("ward",), ("kmedoids", "kmeans", "attention"))
 KERNELS = "regex:^(resident_kernel|attend_rows_kernel)$"
-# Seconds of a run.
+# Seconds for a run.
 LIMIT = 70.0
-# Of its report.
+# Bytes that are kept of its report.
 MOST_BYTES = 4 << 20
 
 
