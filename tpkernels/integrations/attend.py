@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import attention
+from ..functional.attention import attention
 
 
 def attend_heads(
