@@ -118,10 +118,10 @@ def slug(name: str) -> str:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device that was asked for; the first GPU or the CPU where none was.
+    """The device of this name; the first GPU, or else the CPU, where name is None.
 
     Raises:
-        Refusal: an unknown name, or a device that is not there.
+        Refusal: an unknown name, or a missing device.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -109,7 +109,7 @@ def _open(job: Job, unit: int) -> list[Any]:
 
 
 def _missing(job: Job) -> list[str]:
-    """The units that lack rows, and the parts of them where the others are there."""
+    """The units that lack rows; of units that have some, the parts that lack them."""
     found = []
     for unit, title in enumerate(job.titles):
         parts = list(dict.fromkeys(row.part for row in _open(job, unit)))

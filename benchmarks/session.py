@@ -88,5 +88,5 @@ def measuring_on(device: torch.device) -> Iterator[None]:
 
 
 def wants_compile(asked: bool | None, device: str | None) -> bool:
-    """Whether `all` begins with the compile gate: as asked, else where there is a GPU, since it takes minutes."""
+    """Whether `all` begins with the compile gate: as `asked`, else where there is a GPU, since it takes minutes."""
     return environment.find_device(device).type == "cuda" if asked is None else asked

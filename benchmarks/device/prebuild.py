@@ -53,7 +53,7 @@ def _versions() -> tuple[str, str, str]:
 
 
 def _environment(python: str | None) -> Path:
-    """The Python of an environment with the right versions, made if it is not there yet."""
+    """The Python of an environment with the right versions, made where it is missing."""
     folder = ENVIRONMENTS / f"prebuild-{PYTHON}-{TORCH}-{TRITON}"
     made = folder / "bin" / "python"
     if (folder / "complete").exists():

@@ -66,7 +66,7 @@ class Heads:
 SMOKE_HEADS = (Heads(4, 6, 197), Heads(2, 12, 1024, tiny=300))
 # Tokens of a `TokenPool` with its gradient, and of `cluster_mean` with its own.
 POOLED, AVERAGED = (8, *VIT[1:]), LONG
-# What the memory checker looks at: masked, of odd sizes.
+# Shapes for the memory checker: masked, of odd sizes.
 CHECKED, CHECKED_HEADS = (2, 50, 24, 20), Heads(2, 3, 50, 16, tiny=50)
 # A block of DeiT-S at full length and after one and two poolings at 0.7.
 TIMED_HEADS = (Heads(256, 6, 197), Heads(256, 6, 138), Heads(256, 6, 97))

@@ -16,7 +16,7 @@ from .models import DeiT, Variant, twin
 # What logits may differ by between a model run eagerly and compiled, relative to their norm: a merger that rounding
 # decides another way included, which moves them by far less than pooling does. bfloat16 itself is 0.012 from float32.
 TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 5e-2}
-# Images whose tokens tell how many rounds Ward takes, and which check that pooling nothing changes nothing.
+# Images on which Ward's rounds are counted, and pooling nothing is checked to change nothing.
 FEW = 4
 
 

@@ -104,12 +104,12 @@ class Transformers(Family):
             # Older releases take them by position too.
             kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         for name in ("output_attentions", "output_hidden_states"):
-            asked = kwargs.get(name)
+            given = kwargs.get(name)
             # An argument goes before the configuration.
-            if asked is not False and (asked is not None or getattr(module.config, name, False)):
+            if given is not False and (given is not None or getattr(module.config, name, False)):
                 raise ValueError(
                     f"{name} must be False for a patched model: pooled layers have fewer tokens than the model's "
-                    f"input, and no attention matrix; got {asked if asked is not None else 'True in its config'}"
+                    f"input, and no attention matrix; got {given if given is not None else 'True in its config'}"
                 )
 
     def checkpoint(self, blocks: nn.Module, block: Any) -> Checkpoint | None:

@@ -110,7 +110,7 @@ def clustering_macs(
       compare and add what that matrix holds, and are not counted.
     - kmeans: start + `(max_iter + 1) n k d + max_iter n d + n d`: assignments (one more than updates), means.
     - the start of those two: ward `n^2 d + LW + n d`, less `n^2 d` where K-Medoids already has the Gram matrix;
-      farthest `k n d`, nothing where the Gram matrix is there; topk, strided and given indices nothing.
+      farthest `k n d`, nothing where K-Medoids has the Gram matrix; topk, strided and given indices nothing.
     - grid: `n d`. topk, importance, random: nothing, they only select.
     - bipartite: `ceil(m/2) floor(m/2) d + m d` for each round's m tokens; one round at most halves them.
 
