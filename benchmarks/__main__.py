@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import execution, memory
+from .errors import one_line_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,14 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Libraries read these when they are first imported, so everything else is imported later.
     if options.threads is not None:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-    from .errors import Refusal
-
-    try:
-        execution.check_options(options)
-        return _run(options)
-    except Refusal as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
+    return one_line_of("benchmarks", lambda: _run(options))
 
 
 def _pass_on(command: str, arguments: list[str]) -> int:
@@ -112,6 +106,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    execution.check_options(options)
     status = 0
     groups = GROUPS if options.command == "all" else (options.command,)
     if options.command in ("all", *GROUPS, *CLOSER):

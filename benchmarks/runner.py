@@ -48,8 +48,13 @@ class Runner:
         self._context = context or Context()
         self.device, self.budget = device, Until(budget, self._context.deadline)
         self.red = 0
-        self._facts = facts or environment.facts(device)
+        self._facts = facts or self._own_facts(device)
         self._watch = gpu.Stopwatch(device) if device.type == "cuda" else None
+
+    @staticmethod
+    def _own_facts(device: torch.device) -> dict[str, Any]:
+        """What rows share where nobody said."""
+        return environment.facts(device)
 
     def _write(self, rows: Sequence[Row]) -> None:
         self._context.ledger.add(rows)

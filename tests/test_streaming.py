@@ -324,7 +324,8 @@ def test_strides_change_nothing(layout: str) -> None:
     expected = run(x, k, "kmedoids", "mean", weight=weight, pool_weight=weight, mask=mask)
     twice = torch.stack([mask, ~mask], 2).to(DEVICE)[..., 0]
     there = laid_out(x.to(DEVICE), layout)
-    found = streaming.cluster(there, wide, wide, twice, None, k, "kmedoids", "strided", "mean", 3)
+    tensors, spec = Tensors(there, wide, wide, twice), Spec(k, "kmedoids", "strided", "mean", 3)
+    found = cluster.run(tensors, spec, streaming.STREAMING)
     assert_alike(Found(*(field.cpu() for field in found)), expected, x, weight)
 
 
@@ -398,7 +399,8 @@ def counted(method: str, b: int, n: int, d: int, k: int, max_iter: int, launches
     launches.clear()
     x, weight = torch.zeros(b, n, d, device=DEVICE), torch.ones(b, n, device=DEVICE)
     with Operations() as seen:
-        streaming.cluster(x, weight, weight, weight > 0, None, k, method, "strided", "center", max_iter)
+        spec = Spec(k, method, "strided", "center", max_iter)
+        cluster.run(Tensors(x, weight, weight, weight > 0), spec, streaming.STREAMING)
     return list(launches), seen
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from .. import environment, gpu, runner, timing
-from ..context import Context
-from ..timing import Budget, Timed, quantile
+from ..timing import Timed, quantile
 from . import floors
 from .cases import Case
 from .gate import Gate, Verdict
@@ -61,14 +60,8 @@ def blank_row(facts: dict[str, Any], kind: str, group: str, case: Case, provider
 class Runner(runner.Runner):
     """Runs cases on one device; `red` leaves out memory that another package ran out of."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        budget: Budget,
-        facts: dict[str, Any] | None = None,
-        context: Context | None = None,
-    ) -> None:
-        super().__init__(device, budget, facts, context)
+    def __init__(self, device: torch.device, *given: Any) -> None:
+        super().__init__(device, *given)
         self._bandwidth = gpu.bandwidth_gbs(device) if device.type == "cuda" else None
         self._load_libraries()
 

@@ -12,12 +12,11 @@ DIR/*.csv), what is printed goes to DIR/log.txt, and the last thing printed here
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
-from ..errors import Refusal
+from ..errors import Refusal, one_line_of
 from . import rehearsal, summary
 from .plan import FIRST, known, plan
 from .supervisor import supervise
@@ -51,11 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Runs the command; 1 where a step was red, failed or left out, 2 where it cannot run."""
     options = parser().parse_args(argv)
-    try:
-        return _run(options)
-    except Refusal as error:
-        print(f"benchmarks device: {error}", file=sys.stderr)
-        return 2
+    return one_line_of("benchmarks device", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -10,11 +10,10 @@ process: the unpooled one, the one that slices, and one for each method; ratios 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from .. import environment, execution, memory, reports, results, session
-from ..errors import Refusal
+from ..errors import Refusal, one_line_of
 from . import report
 from .cases import BATCHES, METHODS, MODELS, SCHEDULES, modes, problems
 from .job import Problems, line
@@ -65,16 +64,16 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     # Workers are started with the same arguments.
     options.argv = ["tax", *argv]
-    try:
-        _check(options)
-        red = 0 if options.report else _measure(options)
-        # A deadline may have left nothing to report, which is an error for --report alone.
-        there = results.files(options.output, options.quick, report.KIND)
-        if options.report or (there and options.worker is None):
-            _report(options)
-    except Refusal as error:
-        print(f"benchmarks tax: {error}", file=sys.stderr)
-        return 2
+    return one_line_of("benchmarks tax", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check(options)
+    red = 0 if options.report else _measure(options)
+    # A deadline may have left nothing to report, which is an error for --report alone.
+    there = results.files(options.output, options.quick, report.KIND)
+    if options.report or (there and options.worker is None):
+        _report(options)
     return 1 if red else 0
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .. import environment, gpu, memory, runner, timing
-from ..context import Context
 from ..runner import Measure
 from ..timing import LEAST, Budget, quantile
 from . import gate
@@ -62,15 +61,9 @@ def blank_row(facts: dict[str, Any], problem: Problem, mode: str, method: str) -
 class Runner(runner.Runner):
     """Runs problems on one device."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        budget: Budget,
-        facts: dict[str, Any] | None = None,
-        context: Context | None = None,
-    ) -> None:
-        plain = {"runs_on": device.type, "allocator": memory.DEFAULT}
-        super().__init__(device, budget, facts or {**environment.facts(device), **plain}, context)
+    @staticmethod
+    def _own_facts(device: torch.device) -> dict[str, Any]:
+        return {**environment.facts(device), "runs_on": device.type, "allocator": memory.DEFAULT}
 
     def run(self, problem: Problem, modes: Sequence[str], methods: Sequence[str] = METHODS) -> list[Row]:
         """The rows of one problem: for each mode the base model, the sliced one, and the methods in order.

@@ -7,7 +7,6 @@ faster by `--gain`.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ import torch
 from benchmarks import environment
 from benchmarks.clustering import cases
 from benchmarks.clustering.cases import Case
-from benchmarks.errors import Refusal
+from benchmarks.errors import Refusal, one_line_of
 from benchmarks.timing import Budget, dtype_bytes
 from tpkernels.ops.backends import interpreting, regime
 from tpkernels.ops.gpu import tuning, tuning_cache
@@ -61,11 +60,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Runs the command; 1 where an answer was wrong or the heuristic configuration failed, 2 where it cannot run."""
     options = parser().parse_args(argv)
-    try:
-        return _run(options)
-    except Refusal as error:
-        print(f"benchmarks autotune: {error}", file=sys.stderr)
-        return 2
+    return one_line_of("benchmarks autotune", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -17,8 +17,9 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from .pointers import Place, Pointers, Slice, zeros_of
+from .pointers import Place, Pointers, Slice
 from .ttgir import Op, UnreadableIR, read
+from .zeros import zeros_of
 
 # tl.debug_barrier() in Triton 3.7, and before.
 BARRIERS = ("ttg.barrier all", "gpu.barrier")

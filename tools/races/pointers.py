@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from .layouts import alone
-from .ttgir import Function, Op, Value, walk
+from .ttgir import Function, Op, Value
 
 # Their results are not a function of their operands' numbers alone.
 _IMPURE = ("tt.load", "tt.atomic", "amdg.buffer", "ttg.local", "ttg.async", "tt.reduce", "tt.scan", "tt.map", "scf.")
@@ -288,22 +288,6 @@ class Pointers:
             return None, 0
         terms, start = self.linear(op.operands[0])
         return terms, start + shift
-
-
-def zeros_of(function: Function) -> frozenset[Value]:
-    """Scalars loaded from places that the kernel stores a 0 to and nothing else."""
-    pointers = Pointers(function)
-    stored: dict[frozenset[Slice], bool] = {}
-    loads = []
-    for op in walk([op for ops in function.blocks.values() for op in ops]):
-        if op.name == "tt.store" and "tensor<" not in op.text:
-            place = pointers.slices(op.operands[0])
-            stored[place] = stored.get(place, True) and pointers.constant(op.operands[1]) == 0
-        elif op.name == "tt.load" and "tensor<" not in op.text:
-            loads.append(op)
-    return frozenset(
-        op.result for op in loads if op.result is not None and stored.get(pointers.slices(op.operands[0]), False)
-    )
 
 
 def _sum(a: dict[int, int], b: dict[int, int], sign: int = 1) -> dict[int, int]:

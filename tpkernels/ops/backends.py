@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -51,9 +52,21 @@ def has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
+@functools.cache
+def _tell_of_numba() -> None:
+    warnings.warn(
+        "tpkernels: numba is not installed, so clustering on a CPU takes 3 to 4 times as long: pip install numba",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 def torch_primitives(x: Tensor) -> Primitives:
     """What the torch backend computes with: compiled loops where they can read x, torch's operations elsewhere."""
-    if not may_look(x) or not has_numba():
+    if not may_look(x):
+        return EAGER
+    if not has_numba():
+        _tell_of_numba()
         return EAGER
     from .cpu.primitives import COMPILED
 

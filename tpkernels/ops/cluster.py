@@ -155,7 +155,7 @@ def _run(tensors: Tensors, spec: Spec, using: Primitives) -> Results:
         source = samples.only_valid(source) if spec.output == "center" else label
         tokens, total = using.mean(x, source, k, tensors.pool_weight)
         if spec.output == "center" and found.kept is not None:
-            tokens = _with_kept(tokens, samples, _lost(samples, found, total, k), found.kept)
+            tokens = _with_kept(tokens, found.kept, found.lost, samples, total)
     heights = samples.scale.new_empty(b, 0) if found.heights is None else found.heights
     wants_loss = spec.output == "center"
     loss = using.objective(x, tokens, label, tensors.weight) if wants_loss else samples.scale.new_empty(0)
@@ -172,21 +172,16 @@ def _found(tensors: Tensors, spec: Spec, using: Primitives) -> tuple[Samples, Fo
         return samples, using.ward(samples, spec.k)
     lloyd = using.lloyd(tensors.x, samples, start_labels(samples, spec, tensors.start, using.ward), spec)
     if using.kernels:
-        # Free the centered copy before the loop, which has read what it needs of it.
-        samples = samples._replace(x=samples.x[:, :0])
+        # Free the centered copy before the loop, which has read what it needs of it: a slice would keep it.
+        samples = samples._replace(x=samples.x.new_empty(*samples.x.shape[:2], 0))
     return samples, lloyd()
 
 
-def _lost(samples: Samples, found: Found, total: Tensor | None, k: int) -> Tensor | None:
-    """Which clusters [B, K] lost their members; the padding of short samples has none to lose."""
-    if total is None:
-        return found.lost
-    return (total == 0) & (torch.arange(k, device=total.device) < samples.k[:, None])
-
-
-def _with_kept(tokens: Tensor, samples: Samples, lost: Tensor | None, kept: Tensor) -> Tensor:
-    """Tokens [B, K, D], but the kept center where a cluster lost its members."""
-    if lost is None or (may_look(tokens) and not bool(lost.any())):
+def _with_kept(tokens: Tensor, kept: Tensor, lost: Tensor | None, samples: Samples, total: Tensor | None) -> Tensor:
+    """Tokens [B, K, D], but the kept center where a cluster lost its members; the padding of short samples stays 0."""
+    if total is not None:
+        lost = (total == 0) & (torch.arange(total.shape[1], device=total.device) < samples.k[:, None])
+    elif lost is None or (may_look(tokens) and not bool(lost.any())):
         return tokens
     lost = lost if samples.plain is None else lost & ~samples.plain[:, None]
     return torch.where(lost[..., None], (kept + samples.offset).to(tokens.dtype), tokens)

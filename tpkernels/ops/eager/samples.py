@@ -10,11 +10,17 @@ from ..problem import Samples
 
 
 def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+    """`prepare_samples`, which reads values where that waits for no device."""
+    return prepare_samples(x, weight, mask, k, looks=may_look(x))
+
+
+def prepare_samples(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, looks: bool) -> Samples:
     """Centers every sample and takes out what must not be computed with.
 
     Subtracting the mean of the valid tokens changes no distance and keeps a common offset from cancelling digits.
     Weights are divided by the sample's largest, which changes no assignment and keeps sums of 1e30 finite. Masked
-    tokens and samples with NaN or Inf become zeros; `finite` names the latter.
+    tokens and samples with NaN or Inf become zeros; `finite` names the latter. With `looks` the values decide whether
+    there is anything to take out.
     """
     b, n, _ = x.shape
     x = x.to(compute_dtype(x))
@@ -33,10 +39,10 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Sa
     if weight is not None:
         weight, scale, ok = _relative(weight.to(x.dtype), mask)
         finite = finite & ok
-    if not (may_look(x) and bool(finite.all())):
+    if not (looks and bool(finite.all())):
         weight = None if weight is None else weight.masked_fill(~finite[:, None], 1)
         x = x.masked_fill(~finite[:, None, None], 0)
-    return _samples(x, weight, mask, count, k, finite, offset, scale)
+    return _samples(x, weight, mask, count, k, finite, offset, scale, looks)
 
 
 def prepare_uncentered(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
@@ -54,16 +60,16 @@ def prepare_uncentered(x: Tensor, weight: Tensor | None, mask: Tensor | None, k:
         weight, scale, ok = _relative(weight.to(dtype), mask)
         finite = finite & ok
         weight = weight.masked_fill(~finite[:, None], 1)
-    return _samples(x, weight, mask, count, k, finite, x.new_zeros(b, 1, d, dtype=dtype), scale)
+    return _samples(x, weight, mask, count, k, finite, x.new_zeros(b, 1, d, dtype=dtype), scale, may_look(x))
 
 
 def _samples(
     x: Tensor, weight: Tensor | None, mask: Tensor | None, count: Tensor, k: int, finite: Tensor, offset: Tensor,
-    scale: Tensor,
+    scale: Tensor, looks: bool,
 ) -> Samples:  # fmt: skip
     clusters = count.clamp(max=k)
     plain = ~finite | (count <= clusters)
-    known = may_look(x) and not bool(plain.any())
+    known = looks and not bool(plain.any())
     return Samples(x, weight, mask, count, clusters, finite, None if known else plain, offset, scale)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..eager.lloyd import nearest
 from ..eager.means import gather_tokens, nearest_members
 from ..eager.numbering import canonical_order, renumber
-from ..eager.samples import prepare
+from ..eager.samples import prepare_samples
 from ..eager.ward import ward
 from ..problem import Found, Primitives, Samples, Spec
 from .launch import on_device, power_of_two, strides
@@ -220,6 +220,11 @@ class _Loop:
         """The centers [B, K, D] in float32, without the offset."""
         high, low = self.centers.float()
         return ((high + low) / self.factor[:, None, None])[..., : self.x.shape[2]]
+
+
+def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+    """Samples of which no value is read: the host never waits."""
+    return prepare_samples(x, weight, mask, k, looks=False)
 
 
 def mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
