@@ -53,7 +53,7 @@ class Runner:
 
     @staticmethod
     def _own_facts(device: torch.device) -> dict[str, Any]:
-        """What rows share where nobody said."""
+        """What rows share by default."""
         return environment.facts(device)
 
     def _write(self, rows: Sequence[Row]) -> None:

@@ -31,7 +31,7 @@ class Session(NamedTuple):
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device that --device asks for, with the threads of --threads; Refusal as `environment.find_device`."""
+    """The device of --device, with the threads of --threads; Refusal as `environment.find_device`."""
     device = environment.find_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

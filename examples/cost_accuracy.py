@@ -65,7 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> list[points.Point]:
-    """All points that the arguments ask for."""
+    """All points of the arguments' methods, budgets and seeds."""
     methods, subject, source = find_methods(args.method), load_small(args.checkpoint), open_images(args.data)
     check_classes(subject, source)
     assert isinstance(subject.model, DeiT)
