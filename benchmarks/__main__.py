@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 GROUPS = ("kernels", "scaling", "peers")
-# For a closer look, no part of all.
+# Groups that `all` leaves out.
 CLOSER = ("sweep", "large")
 PASSED_ON = {
     "compile": "build every kernel for every target, without a GPU",
@@ -70,15 +70,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 1 where a result was wrong or failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # Torch's profiler, which counts memory and launches, tells of each start otherwise.
+    # Without it torch's profiler, which counts memory and launches, prints a line at each start.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     if argv and argv[0] in PASSED_ON:
         return _pass_on(argv[0], argv[1:])
     options = parser().parse_args(argv)
-    # A worker is started with the same.
+    # Workers are started with the same arguments.
     options.argv = argv
     _check(options)
-    # Libraries read these when they are first imported, which is why everything else is imported below.
+    # Libraries read these when they are first imported, so everything else is imported later.
     if options.threads is not None:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
     return one_line_of("benchmarks", lambda: _run(options))

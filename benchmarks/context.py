@@ -1,4 +1,4 @@
-"""What a runner is given for its way: where rows go, where it says what it is at, and when it has to stop."""
+"""The context of a run: the ledger of its rows, its progress, and its deadline."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .progress import Progress
 
 @dataclass(frozen=True)
 class Context:
-    """As it is without arguments rows are kept nowhere, and there is no end."""
+    """Without arguments rows are written to no file, and there is no deadline."""
 
     ledger: Ledger = field(default_factory=Ledger)
     progress: Progress = field(default_factory=Progress)
     deadline: Deadline = field(default_factory=Deadline)
 
     def attempt(self, subject: str, name: str, step: Callable[[], Any], failed: Callable[[Exception], None]) -> Any:
-        """What a step of a subject gives; where it raises, `failed` is told, and the run goes on."""
+        """Returns what a step of a subject returns; where it raises, calls `failed`, and the run goes on."""
         self.progress(subject, name)
         found = None
         try:

@@ -1,4 +1,4 @@
-"""The time at which a run is to come to its end, for machines that are at hand for minutes."""
+"""The time at which a run has to end, for machines that are at hand for minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BEGAN = time.monotonic()
 
 
 class Deadline:
-    """So many seconds after `began`; none where seconds is None."""
+    """This many seconds after `began`; no deadline where seconds is None."""
 
     def __init__(self, seconds: float | None = None, began: float = BEGAN) -> None:
         self._end = math.inf if seconds is None else began + seconds
@@ -25,12 +25,12 @@ class Deadline:
 
     @property
     def over(self) -> bool:
-        """Whether nothing may be begun any more."""
+        """Whether nothing more may begin."""
         return self.left() == 0
 
 
 class Until:
-    """A budget whose seconds are spent when the deadline is there: rounds end then, after the least number of them."""
+    """A budget whose seconds are 0 from the deadline on: rounds end then, after the least number of them."""
 
     def __init__(self, budget: Budget, deadline: Deadline) -> None:
         self._budget, self._deadline = budget, deadline

@@ -16,7 +16,7 @@ import torch
 from .errors import Refusal
 
 ROOT = Path(__file__).resolve().parents[1]
-# Results are what a run leaves behind; they do not make the code that ran another one.
+# Runs write results: changes there leave the code as it is.
 NOT_CODE = (":!benchmarks/results", ":!docs/benchmarks.md")
 
 
@@ -67,7 +67,7 @@ def cpu_name() -> str:
 
 
 def load() -> float:
-    """The machine's load average over the last minute; 0 where the system does not tell."""
+    """The machine's load average over the last minute; 0 where the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
@@ -92,7 +92,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def is_lost(device: torch.device) -> bool:
-    """Whether a GPU answers this process no more: after an illegal access every call raises."""
+    """Whether a GPU is lost to this process: after an illegal access every call raises."""
     if device.type != "cuda":
         return False
     try:
@@ -118,10 +118,10 @@ def slug(name: str) -> str:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device that was asked for; the first GPU or the CPU where none was.
+    """The device of this name; the first GPU, or else the CPU, where name is None.
 
     Raises:
-        Refusal: an unknown name, or a device that is not there.
+        Refusal: an unknown name, or a missing device.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"

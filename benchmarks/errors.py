@@ -18,9 +18,9 @@ def one_line_of(command: str, run: Callable[[], int]) -> int:
 
 
 class DeviceLost(RuntimeError):
-    """A GPU that answers this process no more, as after an illegal access; the message says in whose hands."""
+    """A GPU that is lost to this process, as after an illegal access; the message names the subject."""
 
 
 def in_words(error: Exception, most: int = 300) -> str:
-    """An error in one line: its type, and so many letters of its message."""
+    """An error in one line: its type, and up to `most` characters of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"

@@ -30,7 +30,7 @@ class Job(Protocol):
         """The unit's rows before anything has run; a row has a `subject` and a `part` of the unit."""
 
     def measuring(self, context: Context) -> AbstractContextManager[Callable[[int], object]]:
-        """What measures a unit, in the process that does: the parent of workers leaves the device alone."""
+        """A function that measures a unit, in the process that does: the parent of workers does not use the device."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def shared_facts(options: argparse.Namespace) -> dict[str, Any]:
-    """What a worker's rows share with those of the others of its run."""
+    """What a worker's rows share with those of the other workers of its run."""
     if options.worker is None:
         return {}
     return {"run": options.worker[1], "load": float(options.worker[2])}
@@ -109,7 +109,7 @@ def _open(job: Job, unit: int) -> list[Any]:
 
 
 def _missing(job: Job) -> list[str]:
-    """The units that lack rows, and the parts of them where the others are there."""
+    """The units that lack rows; of units that have some, the parts that lack them."""
     found = []
     for unit, title in enumerate(job.titles):
         parts = list(dict.fromkeys(row.part for row in _open(job, unit)))
@@ -152,7 +152,7 @@ def _in_workers(job: Job, options: argparse.Namespace, deadline: Deadline, facts
         if place.unit >= 0:
             _blame(job, place, how)
         if len(job.ledger) == before:
-            # Another would be lost in the same place.
+            # Another worker would be lost in the same place.
             raise Refusal(f"--isolate: a worker was lost before it measured anything, {how}; nothing more was measured")
         return not deadline.over
 
@@ -162,7 +162,7 @@ def _in_workers(job: Job, options: argparse.Namespace, deadline: Deadline, facts
 
 
 def _blame(job: Job, place: Place, how: str) -> None:
-    """Writes failed rows for whoever ran when a worker was lost; where it was nobody, for all that lack one."""
+    """Writes failed rows for the subject that ran when a worker was lost; where none did, for all without a row."""
     rows = [row for row in _open(job, place.unit) if place.subject in ("", row.subject)]
     where = f" in {place.step}" if place.step else "" if place.subject else " while nobody ran"
     for row in rows:

@@ -63,7 +63,7 @@ class Stopwatch:
 
 
 def capture(device: torch.device, warm_up: Call, record: Call) -> torch.cuda.CUDAGraph:
-    """A graph of what `record` launches, after a call on a stream of its own that makes what graphs cannot hold."""
+    """A graph of what `record` launches, after a first call on a stream of its own: graphs cannot hold its work."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):

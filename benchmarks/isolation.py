@@ -1,7 +1,7 @@
 """A worker process that may be lost: an illegal access on a GPU ends a process, and some kernels never return.
 
-The worker notes what it is at (`progress`) and writes its rows itself; when it is lost, whoever ran is to blame, and
-another worker goes on without them.
+The worker notes its progress (`benchmarks/progress.py`) and writes its rows itself; when it is lost, the subject that
+ran is recorded as failed, and another worker goes on without it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from . import processes, progress
 from .progress import Place
 
 COMMAND = (sys.executable, "-m", "benchmarks")
-# How a worker ends whose device answers no more.
+# Exit code of a worker whose device is lost.
 LOST = 86
 POLL_SECONDS = 0.2
-# Until the first case: torch and the packages are loaded, perhaps from a cold disk. After the last: they are let go.
+# Until the first case, while torch and the packages are loaded, perhaps from a cold disk; after the last one.
 START_SECONDS, END_SECONDS = 180.0, 30.0
 
 
@@ -31,14 +31,14 @@ def supervise(command: Callable[[Path], list[str]], limit: float, lost: Callable
     """Runs a worker, and others after it, until one comes to its end.
 
     Args:
-        command: of a worker that notes in this file what it is at.
+        command: of a worker that notes its progress in this file.
         limit: seconds that one step of one subject may take.
-        lost: is told where a worker was lost and how, and says whether another is to go on.
+        lost: called with the place and the manner of each loss; returns whether another worker goes on.
     """
     with TemporaryDirectory() as folder, processes.ends_when_told():
         path = Path(folder) / "progress"
         while True:
-            # Nobody is to blame for what the worker before was at.
+            # Else a loss before the first note would be put down to the last worker's place.
             path.write_bytes(b"")
             how = _watch(command(path), path, limit)
             place = progress.read(path)

@@ -1,4 +1,4 @@
-"""What the C library does with memory that tensors on the CPU give back."""
+"""What the C library does with memory that tensors on the CPU free."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-# Of what one process prints, so much from its beginning and from its end is kept.
+# Bytes that are kept of what a process prints, from its beginning and from its end.
 HEAD_BYTES, TAIL_BYTES = 96 << 10, 32 << 10
-# What cannot be killed sits in the driver; nobody waits longer for it.
+# The longest wait for a killed process: one that does not end then hangs in the driver.
 END_SECONDS = 10.0
 POLL_SECONDS = 0.02
 # <sys/prctl.h> of Linux.
@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def adopt_orphans() -> None:
-    """Makes processes whose parents end this process's own, so that none gets out of sight; on Linux."""
+    """Makes processes whose parents end children of this one, so that all can be found and killed; on Linux."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -78,7 +78,7 @@ class Process:
     def wait(self, until: float) -> str:
         """Waits until a time of `time.monotonic`, then kills; how it ended: "ok", or in words.
 
-        What it left running is killed too: it would disturb whoever comes next.
+        What it left running is killed too, since it would disturb the next command.
         """
         how = "over its time"
         with suppress(subprocess.TimeoutExpired):
@@ -114,7 +114,7 @@ def _how(code: int) -> str:
 
 
 class _Output(threading.Thread):
-    """Reads a pipe to its end, and keeps the beginning and the end of what came."""
+    """Reads a pipe to its end, and keeps the beginning and the end of it."""
 
     def __init__(self, pipe: BinaryIO, most: int) -> None:
         super().__init__(daemon=True)
@@ -136,7 +136,7 @@ class _Output(threading.Thread):
 
 
 def end_all() -> list[int]:
-    """Kills every process that this one or its children began; those that would not end."""
+    """Kills every process that this one or its children began; returns those that did not end."""
     deadline = time.monotonic() + END_SECONDS
     while found := descendants(os.getpid()):
         for pid in found:
@@ -151,7 +151,7 @@ def end_all() -> list[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below one, as Linux tells; elsewhere none are known."""
+    """The processes below one, from Linux's /proc; elsewhere []."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat") if sys.platform == "linux" else ():
         # The name, in parentheses, may hold anything; one that has just ended is no file any more.

@@ -1,4 +1,4 @@
-"""What a process is at, in a file that outlives it."""
+"""The progress of a process, in a file that outlives it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Every record is as long, so that none leaves anything of the one before.
+# All records have one length, so that each overwrites the one before.
 SIZE = 1024
 
 
@@ -15,8 +15,8 @@ SIZE = 1024
 class Place:
     """Where a process is.
 
-    unit: the index of the case or problem, -1 before the first. subject: who runs in it, "" where nobody does. step: in
-    words. count: of steps so far. ended: whether the process came to its end.
+    unit: the index of the case or problem, -1 before the first. subject: what runs in it, "" for none. step: in words.
+    count: of steps so far. ended: whether the process came to its end.
     """
 
     unit: int = -1
@@ -41,7 +41,7 @@ class Progress:
         self._set(unit, "", "")
 
     def __call__(self, subject: str, step: str = "") -> None:
-        """Someone's step begins; with "" what is nobody's."""
+        """A step of a subject begins; with "" a step of none."""
         self._set(self.place.unit, subject, step)
 
     def end(self) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 QUICK = "-quick"
-# What else than clustering has files of its own beside it.
+# Kinds of results beside clustering, each with files of its own.
 KINDS = ("tax", "attention")
 Record = dict[str, str]
-# Columns that tell where rows come from, and what readers call them.
+# Columns that tell where rows come from, and their titles.
 FACTS = {
     "threads": "CPU threads",
     "load": "load before",
@@ -31,7 +31,7 @@ def time_ms(record: Record) -> float:
 
 
 def facts(records: Iterable[Record], names: Mapping[str, str] = FACTS) -> dict[str, str]:
-    """What the rows came from, by title; several values are joined, and what no row says is left out."""
+    """The origin of the rows, by title; several values are joined, and columns that no row fills are left out."""
     records = list(records)
     values = {title: {one[column] for one in records if one[column]} for column, title in names.items()}
     values["run"] = {one["run"][:10] for one in records}

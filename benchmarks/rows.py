@@ -33,7 +33,7 @@ class Row:
 
     @property
     def subject(self) -> str:
-        """Who is measured."""
+        """What is measured: a provider or a method."""
         return getattr(self, self.KEY[-1])
 
     @property
@@ -53,7 +53,7 @@ class Row:
 
     @staticmethod
     def red(subject: str, status: str) -> bool:
-        """Whether a row of this status says that something is amiss."""
+        """Whether a row of this status is a fault."""
         return status.startswith(("wrong", "failed"))
 
 

@@ -23,7 +23,7 @@ Found = TypeVar("Found")
 
 
 class Subject(Protocol):
-    """Who takes turns: `rows` are told where a call raises, and `owns` knows its own calls."""
+    """What takes turns: `rows` record a call that raises, and `owns` tells its calls from others."""
 
     rows: Sequence[Row]
 
@@ -53,7 +53,7 @@ class Runner:
 
     @staticmethod
     def _own_facts(device: torch.device) -> dict[str, Any]:
-        """What rows share where nobody said."""
+        """What rows share by default."""
         return environment.facts(device)
 
     def _write(self, rows: Sequence[Row]) -> None:
@@ -61,11 +61,11 @@ class Runner:
         self.red += sum(row.red(row.subject, row.status) for row in rows)
 
     def _attempt(self, rows: Sequence[Row], name: str, step: Callable[[], Any]) -> Any:
-        """What a step of one subject gives; where it raises, its rows say so, and the run goes on."""
+        """Returns what a step of one subject returns; where it raises, its rows record it, and the run goes on."""
         return self._context.attempt(rows[0].subject, name, step, functools.partial(self._fail, rows))
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
-        """Writes a subject's rows without times, which say what was raised.
+        """Writes a subject's rows without times, with the error as their status.
 
         Raises:
             DeviceLost: nothing can run in this process any more.
@@ -79,7 +79,7 @@ class Runner:
             raise DeviceLost(f"{rows[0].title}: {status}") from error
 
     def _status_of(self, error: Exception) -> str:
-        """What a row says of an error, which is printed in full: one subject's must not cost the others' rows."""
+        """The status of rows for an error, which is printed in full: other subjects still get their rows."""
         traceback.print_exception(error, file=sys.stderr)
         return f"failed: {in_words(error)}"
 
@@ -90,15 +90,14 @@ class Runner:
     def _take_turns(
         self, subjects: list[Subject], measure: Measure, step: str, rounds: Callable[[Measure], Found]
     ) -> Found:
-        """What rounds give in which nobody raises.
+        """The result of rounds in which no subject raises.
 
         A subject that raises is written as failed and leaves `subjects`, and the others begin again.
 
         Args:
             measure: milliseconds of one call.
             step: what the run's progress calls a repeat.
-            rounds: measures the calls of the subjects that are left, and perhaps calls that are nobody's, by what it
-                is given.
+            rounds: measures the calls of the subjects that are left, and perhaps others, by the function that it gets.
         """
         running: list[Subject] = []
 

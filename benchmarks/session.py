@@ -16,7 +16,7 @@ from .rows import Table
 from .timing import Budget
 
 QUICK_REPEATS = 3
-# Processes that already run on the average; one may be the shell's last command.
+# The load above which a machine counts as busy: the shell's last command may still be in the average.
 BUSY = 0.5
 
 
@@ -31,7 +31,7 @@ class Session(NamedTuple):
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device that --device asks for, with the threads of --threads; Refusal as `environment.find_device`."""
+    """The device of --device, with the threads of --threads; Refusal as `environment.find_device`."""
     device = environment.find_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -57,7 +57,7 @@ def begin(
     """
     path = results_path(options.output, device, options.quick, table.kind)
     if path.exists() and path.stat().st_size:
-        # Before the work, not after it.
+        # Checked before the work, not after it.
         table.check(path)
     budget = Budget(options.repeats or (QUICK_REPEATS if options.quick else repeats[device.type]), options.budget)
     allocator = memory.keep_memory() if options.keep_memory else memory.DEFAULT
@@ -88,5 +88,5 @@ def measuring_on(device: torch.device) -> Iterator[None]:
 
 
 def wants_compile(asked: bool | None, device: str | None) -> bool:
-    """Whether `all` begins with the compile gate: as asked, else where there is a GPU, since it takes minutes."""
+    """Whether `all` begins with the compile gate: as `asked`, else where there is a GPU, since it takes minutes."""
     return environment.find_device(device).type == "cuda" if asked is None else asked

@@ -68,7 +68,7 @@ def wall_ms(call: Callable[[], object], wait: Callable[[], object] | None = None
 def settled_ms(call: Callable[[], object]) -> float:
     """Milliseconds of a call that follows another of its kind.
 
-    The one before it was somebody else's, whose threads may still spin on the cores and whose data fill the caches.
+    The one before it was another provider's, whose threads may still spin on the cores and whose data fill the caches.
     """
     time.sleep(SETTLE_SECONDS)
     call()
@@ -99,7 +99,7 @@ def peak_cpu_mb(call: Callable[[], object]) -> float:
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True):
-        # Its first use in a process loads modules, which are not the call's.
+        # Its first use in a process loads modules, whose memory is not the call's.
         pass
     tracemalloc.start()
     try:

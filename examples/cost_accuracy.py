@@ -65,7 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> list[points.Point]:
-    """All points that the arguments ask for."""
+    """All points of the arguments' methods, budgets and seeds."""
     methods, subject, source = find_methods(args.method), load_small(args.checkpoint), open_images(args.data)
     check_classes(subject, source)
     assert isinstance(subject.model, DeiT)
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     csv, drawn = args.csv or args.output / "points.csv", args.picture or args.output / "picture.png"
     if args.document is not None:
-        # Before the work, not after it.
+        # Raises before the work, not after it.
         around_marks(args.document, PROGRAM)
     args.output.mkdir(parents=True, exist_ok=True)
     found = [point for path in args.join for point in points.read(path)] if args.join else measure(args)

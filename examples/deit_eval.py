@@ -122,7 +122,7 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, ImageSet, list[Row], Wor
 
 
 def run(args: argparse.Namespace, subject: Subject, source: ImageSet, rows: list[Row], world: World) -> None:
-    """Prints the header, evaluates, and writes the rows. The first of several processes speaks for all.
+    """Prints the header, evaluates, and writes the rows; of several processes the first one prints and writes.
 
     Raises:
         DataError: no image can be read.

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     images, labels = to_input(pixels[: args.batch_size], model.cfg), labels[: args.batch_size]
     tokens = tokens_per_block(model, None, args.budget, args.layers)
     rows = build_rows(model, find_methods(args.method), tokens, False)
-    # Twins share the weights: steps so small that no model leaves its place.
+    # Twins share the weights: a learning rate so small that these hardly change.
     optimizers = [torch.optim.AdamW(row.model.parameters(), lr=1e-9, fused=True) for row in rows]
     taken: list[list[float]] = [[] for _ in rows]
     for turn in range(args.rounds + 1):

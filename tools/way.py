@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import tpkernels
 
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    # What is compiled, loaded and remembered at a first call is not the way.
+    # The first call compiles, loads and caches; later ones do not.
     tpkernels.ward(x, CLUSTERS)
     found = way(lambda: tpkernels.ward(x, CLUSTERS), Path(tpkernels.__file__).parent)
     if options.list:

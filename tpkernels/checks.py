@@ -1,4 +1,4 @@
-"""What the arguments of public functions must be; every message names the argument, what was expected and what came."""
+"""Checks of public functions' arguments; every message names the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def same_device(name: str, value: Tensor, x: Tensor, of: str = "x") -> None:
 
 
 def per_token(name: str, value: Tensor | None, x: Tensor, *, nonnegative: bool = True) -> None:
-    """value is None or a float tensor [B, N]; negative entries are looked for on the CPU and outside the compiler only.
+    """value is None or a float tensor [B, N]; negative entries are found on the CPU and outside the compiler only.
 
-    Elsewhere looking would wait for the device.
+    Elsewhere the check would synchronise with the device.
     """
     if value is None:
         return
@@ -66,7 +66,7 @@ def per_token(name: str, value: Tensor | None, x: Tensor, *, nonnegative: bool =
 
 
 def mask(value: Tensor | None, x: Tensor, name: str = "mask", of: str = "x") -> None:
-    """value is None or a bool tensor [B, N], True for tokens that are there."""
+    """value is None or a bool tensor [B, N], True for valid tokens."""
     if value is None:
         return
     _tensor(name, value)
@@ -98,7 +98,7 @@ def labels_over(value: Tensor, y: Tensor) -> None:
 
 
 def label_range(value: Tensor, k: int) -> None:
-    """Entries of an assignment lie in -1..k-1; looked at on the CPU and outside the compiler only."""
+    """Entries of an assignment lie in -1..k-1; checked on the CPU and outside the compiler only."""
     if not may_look(value) or value.numel() == 0:
         return
     low, high = int(value.min()), int(value.max())
@@ -203,7 +203,7 @@ def ward_fits(n: int) -> None:
 
 
 def init_indices(value: Tensor, x: Tensor, k: int, valid: Tensor | None) -> None:
-    """value is an integer tensor [K] or [B, K] of distinct valid tokens; values are looked at on the CPU only."""
+    """value is an integer tensor [K] or [B, K] of distinct valid tokens; values are checked on the CPU only."""
     if value.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"init indices must be an int64 or int32 tensor, got {value.dtype}")
     b, n = x.shape[:2]
@@ -230,7 +230,7 @@ def backend(value: str, x: Tensor, method: str) -> str:
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: `"triton"` was asked for and can't take the call; the message says why.
+        RuntimeError: `"triton"` cannot run the call; the message says why.
     """
     one_of("backend", value, BACKENDS)
     device, dtype, n, d = x.device, x.dtype, x.shape[1], x.shape[2]

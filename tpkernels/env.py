@@ -1,4 +1,4 @@
-"""`python -m tpkernels.env`: versions, devices, and which backend "auto" takes on each device, and why."""
+"""`python -m tpkernels.env`: versions, devices, and which backend "auto" chooses on each device, and why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def main() -> None:
-    """Prints what a bug report should carry. Nothing is looked at before this is called."""
+    """Prints what a bug report needs. No device is queried before this is called."""
     for name, value in _versions():
         print(f"{name + ':':<12}{value}")
     print("\ndevices:")
@@ -59,7 +59,7 @@ def _choices() -> list[tuple[str, str]]:
 
     found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     rows = []
-    for kind in (kind for kind, there in found.items() if there):
+    for kind in (kind for kind, available in found.items() if available):
         for method in ("ward", "kmedoids"):
             for dtype in (torch.float32, torch.bfloat16):
                 backend, reason = explain_backend(kind, dtype, 384, 196, method)

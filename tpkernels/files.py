@@ -18,7 +18,7 @@ def replace(path: Path, content: bytes) -> None:
         with open(fresh, "xb") as file:
             file.write(content)
             file.flush()
-            # Else a crash of the machine could leave the new name on an empty file.
+            # Without it, a crash of the machine could leave the new name on an empty file.
             os.fsync(file.fileno())
         os.replace(fresh, path)
     finally:

@@ -1,4 +1,4 @@
-"""TokenPool, the layer: fewer tokens in, the same tokens out as far as they can be told apart."""
+"""TokenPool, the layer that pools the tokens of a vision transformer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .schedule.keep import tokens_kept
 
 
 class PoolInfo(NamedTuple):
-    """What became of the tokens.
+    """Which output token each input token became, and what the clusterer returned.
 
     assignment [B, N] int64: the output token of every input token, prefix included, -1 where it was dropped or masked
     (`unpool(y, assignment)` goes back); sizes [B, P + K] float32: original tokens that each output token stands for;
@@ -40,7 +40,7 @@ class PoolInfo(NamedTuple):
 
 
 class Pooling(NamedTuple):
-    """What `TokenPool.pool` returns: everything that costs nothing more, see PoolInfo.
+    """What `TokenPool.pool` returns: all of PoolInfo that needs no extra computation.
 
     tokens [B, P + K, D]; sizes [B, P + K], None where no sizes were given; label [B, N - P] int64, the cluster of every
     patch token; medoids [B, K] and n_iter [B], None where the method has none.
@@ -57,12 +57,12 @@ def _summed(total: Tensor, size: Tensor | None) -> Tensor | None:
     """The clusters' sizes [B, K] where the kernel that averaged by size has summed them; None where it has not."""
     if size is None or total.shape[1] == 0 or size.requires_grad:
         return None
-    # Below 0 are the members of clusters without size.
+    # The total is minus the number of members where a cluster's sizes sum to 0.
     return total.clamp(min=0).to(size.dtype)
 
 
 def with_prefix(label: Tensor, prefix: int) -> Tensor:
-    """Output tokens [B, P + N] of all tokens, from the patch tokens' labels [B, N]: the prefix stays where it is."""
+    """The output token [B, P + N] of every token, from the patch tokens' labels [B, N]: the prefix stays in place."""
     first = torch.arange(prefix, device=label.device).expand(label.shape[0], prefix)
     return torch.cat([first, torch.where(label < 0, -1, label + prefix)], 1)
 
@@ -86,8 +86,8 @@ class TokenPool(nn.Module):
         num_prefix_tokens: class, distillation and register tokens at the front: never pooled.
         grid_size: (rows, columns) of the patch grid, for "grid"; a square where None.
         seed: of "random" and "importance".
-        min_tokens: calls with fewer patch tokens than this, the batch's together (B x N), pass unpooled: so little work
-            that pooling takes longer than it saves. docs/benchmarks.md has the sizes at which it pays.
+        min_tokens: batches with fewer patch tokens than this (B x N) pass unpooled, where pooling takes longer than it
+            saves. docs/benchmarks.md has the sizes at which it pays.
         backend: "auto", "torch" or "triton".
     """
 
@@ -141,17 +141,17 @@ class TokenPool(nn.Module):
 
     @property
     def needs_significance(self) -> bool:
-        """Whether forward has to be given a significance."""
+        """Whether forward requires a significance."""
         starts = self.method in ("kmeans", "kmedoids") and self.init == "topk"
         return self.weighted or starts or self.method in ("topk", "importance")
 
     def output_len(self, n: int, batch_size: int = 1) -> int:
-        """Tokens that leave for n tokens a sample that come, prefix included both times."""
+        """Output tokens for n input tokens a sample, both with the prefix."""
         patches = n - self.num_prefix_tokens
         return n if patches < 1 else self.num_prefix_tokens + self._kept(batch_size, patches)
 
     def pools(self, batch_size: int, patches: int) -> bool:
-        """Whether samples of so many patch tokens leave with fewer."""
+        """Whether samples of this many patch tokens are reduced."""
         return patches > 0 and self._kept(batch_size, patches) < patches
 
     def _kept(self, batch_size: int, patches: int) -> int:
@@ -173,7 +173,7 @@ class TokenPool(nn.Module):
             x: tokens [B, N, D], prefix first, any strides.
             significance: attention that each token received [B, N], prefix included; see `tpkernels.attention`.
             sizes: how many original tokens each one stands for [B, N]; ones where None.
-            mask: bool [B, N], False for padding; prefix tokens are always there.
+            mask: bool [B, N], False for padding; prefix tokens are always valid.
             metric: [B, N, M], what "bipartite" matches by (ToMe uses the keys); x where None.
             return_info: also return a PoolInfo.
 
@@ -207,7 +207,7 @@ class TokenPool(nn.Module):
         mask: Tensor | None = None,
         metric: Tensor | None = None,
     ) -> Pooling:
-        """What `forward` does, with the labels that it has anyway. Arguments and errors are `forward`'s."""
+        """As `forward`, and returns the labels too, which cost nothing more. Arguments and errors are `forward`'s."""
         self._check(x, significance, sizes, mask, metric)
         p = self.num_prefix_tokens
         patches = x[:, p:]
@@ -220,8 +220,8 @@ class TokenPool(nn.Module):
             return Pooling(x, sizes, label, label if keeps_tokens else None, label.new_zeros(b) if clusters else None)
         score = None if significance is None else significance[:, p:].detach()
         size = None if sizes is None else sizes[:, p:]
-        there = None if mask is None else mask[:, p:]
-        found = self._pool(patches, score, size, there, None if metric is None else metric[:, p:], k)
+        valid = None if mask is None else mask[:, p:]
+        found = self._pool(patches, score, size, valid, None if metric is None else metric[:, p:], k)
         tokens = torch.cat([x[:, :p], found.tokens], 1)
         if sizes is None:
             return found._replace(tokens=tokens, sizes=None)
@@ -251,13 +251,13 @@ class TokenPool(nn.Module):
             )
 
     def _sizes(self, x: Tensor, sizes: Tensor | None, label: Tensor, k: int) -> Tensor:
-        """Sizes [B, P + K] of the pooled tokens; ones come in where no sizes were given."""
+        """Sizes [B, P + K] of the pooled tokens; input tokens count as ones where no sizes were given."""
         p = self.num_prefix_tokens
         sizes = x.new_ones(x.shape[:2], dtype=torch.float32) if sizes is None else sizes
         return torch.cat([sizes[:, :p], segment_sum(sizes[:, p:], label, k)], 1)
 
     def _weight(self, score: Tensor | None, size: Tensor | None) -> Tensor | None:
-        """What the clustering weighs tokens with. A significance under proportional attention already counts sizes."""
+        """The clustering's weights. A significance under proportional attention already counts sizes."""
         if self.weighted:
             return score
         return size if self.method == "ward" else None
@@ -265,7 +265,7 @@ class TokenPool(nn.Module):
     def _pool(
         self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int
     ) -> Pooling:
-        """The patch tokens alone; sizes where a kernel has summed them."""
+        """Pools the patch tokens alone; returns their sizes where a kernel has summed them."""
         if self.method not in CLUSTERERS:
             with full_precision(x):
                 label = self._baseline(x, score, size, mask, metric, k)
@@ -301,7 +301,7 @@ class TokenPool(nn.Module):
         weight = {"topk": score, "importance": score, "bipartite": size}.get(self.method)
         if self.method == "bipartite":
             primitives = torch_primitives(x)
-            # Matching without a metric of its own computes with the tokens.
+            # Without a metric the tokens are matched by themselves, and so centered first.
             prepare = primitives.prepare if metric is None else prepare_uncentered
             samples = prepare(x, weight, mask, k)
             metric = None if metric is None else metric.detach()

@@ -8,5 +8,5 @@ INITS = ("auto", "ward", "topk", "farthest", "strided")
 OUTPUTS = ("mean", "medoid")
 REFINEMENTS = ("swap",)
 POSITIONS = ("attention", "block")
-# Beyond so many tokens Ward's N x N costs are too many.
+# The most tokens of a sample for Ward, which holds N x N costs.
 WARD_TOKENS = 4096

@@ -7,7 +7,7 @@ asymmetric Chamfer divergence of Marin et al. (Token Pooling in Vision Transform
 
 Rules: the lowest index wins a tie (Ward's are settled by `ward_mergers`); a cluster whose weights sum to 0 uses equal
 weights; K >= N leaves every token its own cluster; clusters are numbered by their lowest token, empty ones last. The
-functions take valid tokens only; masks, padding and non-finite samples are the business of `batched`.
+functions take valid tokens only; `batched` handles masks, padding and non-finite samples.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _result(
 
 
 def split_in_order(x: Tensor, k: int, weight: Maybe = None, by_medoid: bool = False) -> ReferenceClusters:
-    """No clustering at all: label_i = i K // N. What K >= N and a NaN or Inf give.
+    """No clustering at all: label_i = i K // N. The result for K >= N, and for samples with NaN or Inf.
 
     Medoids are the first members; they are the centers too with by_medoid, else the weighted means are.
     """
@@ -305,7 +305,7 @@ def topk(x: Tensor, k: int, weight: Maybe = None) -> Tensor:
 
 
 def uniform(seed: int, i: int) -> float:
-    """The number in (0, 1) that (seed, i) stands for: SplitMix64 (Steele, Lea and Flood, 2014) of a counter."""
+    """A number in (0, 1) for (seed, i): SplitMix64 (Steele, Lea and Flood, 2014) of a counter."""
     z = (seed * 0x9E3779B97F4A7C15 + (i + 1) * 0xBF58476D1CE4E5B9) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
@@ -407,11 +407,10 @@ BASELINES = (topk, importance, random, grid, bipartite)
 
 
 def batched(function: Callable, x: Tensor, k: int, weight: Maybe = None, mask: Maybe = None, **options: Any) -> Any:
-    """Apply a clusterer or baseline to each sample's valid tokens and pad.
+    """Applies a clusterer or baseline to each sample's valid tokens and pads the results.
 
     A sample with NaN or Inf in its valid tokens or weights gets `split_in_order`, and so does `grid` where tokens are
-    masked. Padding: label -1 for masked tokens;
-    zero centers and medoid -1 for the clusters that a sample lacks.
+    masked. Padding: label -1 for invalid tokens; zero centers and medoid -1 for the clusters that a sample lacks.
 
     Args:
         function: ward, kmeans, kmedoids, or one of BASELINES.

@@ -1,1 +1,1 @@
-"""Clusterings of one batch of tokens by this library and its peers: checked, timed, and held against a floor."""
+"""Clusterings of one batch of tokens by this library and its peers: checked, timed, and compared with a floor."""

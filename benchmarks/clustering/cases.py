@@ -102,7 +102,7 @@ def peers(device: str) -> list[Case]:
 
 
 def sweep(device: str) -> list[Case]:
-    """The main cases, and what runs the same compiled kernels: batch, channels, clusters, iterations, other tokens."""
+    """The main cases, and others that run the same compiled kernels: batch, channels, clusters, iterations, tokens."""
     batch, others = (256, (1, 132, 264)) if device == "cuda" else (32, (1, 2))
     found = []
     for case in _three(batch, 196, 384, 98):

@@ -1,4 +1,4 @@
-"""Clustering as a user of PyTorch would write it: cdist, scatter, argmin over the batch. Labels [B, N] come out.
+"""Clustering as a user of PyTorch would write it: cdist, scatter, argmin over the batch. Returns labels [B, N].
 
 Steps are functions of tensors alone, so that `torch.compile` takes them as they are.
 """
@@ -14,22 +14,22 @@ from torch import Tensor
 QUADRATIC_TOKENS = 4096
 
 
-def kmeans_step(x: Tensor, weight: Tensor, centre: Tensor) -> Tensor:
-    """One iteration of Lloyd's: the centres [B, K, D] after it; an empty cluster keeps its centre."""
-    label = torch.cdist(x, centre).argmin(-1)
-    total = torch.zeros_like(centre).scatter_add_(1, label[..., None].expand_as(x), x * weight[..., None])
-    mass = torch.zeros_like(centre[..., 0]).scatter_add_(1, label, weight)[..., None]
-    return torch.where(mass > 0, total / mass, centre)
+def kmeans_step(x: Tensor, weight: Tensor, center: Tensor) -> Tensor:
+    """One iteration of Lloyd's: the centers [B, K, D] after it; an empty cluster keeps its center."""
+    label = torch.cdist(x, center).argmin(-1)
+    total = torch.zeros_like(center).scatter_add_(1, label[..., None].expand_as(x), x * weight[..., None])
+    mass = torch.zeros_like(center[..., 0]).scatter_add_(1, label, weight)[..., None]
+    return torch.where(mass > 0, total / mass, center)
 
 
 def kmeans(x: Tensor, weight: Tensor | None, start: Tensor, iters: int, step: Callable = kmeans_step) -> Tensor:
     """Lloyd's iterations from the tokens start [B, K], then a last assignment."""
     x = x.float()
     weight = torch.ones_like(x[..., 0]) if weight is None else weight
-    centre = x.gather(1, start[..., None].expand(-1, -1, x.shape[2]))
+    center = x.gather(1, start[..., None].expand(-1, -1, x.shape[2]))
     for _ in range(iters):
-        centre = step(x, weight, centre)
-    return torch.cdist(x, centre).argmin(-1)
+        center = step(x, weight, center)
+    return torch.cdist(x, center).argmin(-1)
 
 
 def kmedoids_step(distance: Tensor, weight: Tensor, medoid: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def kmedoids(x: Tensor, weight: Tensor | None, start: Tensor, iters: int, step: 
     x = x.float()
     weight = torch.ones_like(x[..., 0]) if weight is None else weight
     distance, medoid = torch.cdist(x, x).square(), start
-    # A product's rounding would decide which token of a pair is its medoid.
+    # Symmetric to the last bit: else rounding decides which token of a pair is its medoid.
     distance = (distance + distance.mT) / 2
     distance.diagonal(dim1=1, dim2=2).zero_()
     for _ in range(iters):

@@ -1,7 +1,7 @@
-"""What times are held against: the product that distances need, and the memory that must move.
+"""Floors that times are divided by: the product that distances need, and the memory that must move.
 
-The product is measured as torch computes and stores it. What fuses it with the search for the nearest stores nothing,
-and can be below it; what leaves pairs out (bipartite matching) can be, too.
+The product is measured as torch computes and stores it. A kernel that fuses it with the search for the nearest stores
+nothing, and can be below it; one that leaves pairs out (bipartite matching) can be, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def distance_product(inputs: Inputs) -> torch.Tensor:
 
 
 def _first(inputs: Inputs) -> torch.Tensor:
-    # Like the centres of a first iteration; their values do not matter, reading rows of x does.
+    # In place of a first iteration's centers: rows of x, whose values do not matter, but which are read.
     return inputs.x[:, : inputs.case.k]
 
 

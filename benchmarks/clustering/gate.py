@@ -1,10 +1,10 @@
 """The check before every timing: labels in range, and an objective that is the reference's.
 
-The objective is recomputed in float64 from the labels alone, so that no provider is believed:
+The objective is recomputed in float64 from the labels alone, never taken from a provider:
 `L = sum_i w_i ||x_i - c_{a_i}||^2` with c the weighted mean of the cluster (Ward, K-Means) or the member nearest to it
 (K-Medoids). It is compared on a few samples of the batch with `tpkernels.reference` where its loops can finish, with
-scipy for Ward, and beyond that with the float64 torch backend, which is itself held to the reference on a cut of the
-same tokens.
+scipy for Ward, and beyond that with the float64 torch backend, which is itself compared with the reference on a cut of
+the same tokens.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ REFERENCE_ELEMENTS = 1 << 24
 REFERENCE_WARD_TOKENS = 128
 SAMPLES = 2
 WARD_TOLERANCE = 1e-4
-# From the same start two roundings can part at a near tie; centres in half precision part more often.
+# From the same start two roundings can differ at a near tie; with centers in half precision they do more often.
 LLOYD_TOLERANCE = 2e-3
 HALF_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """wrong: what is wrong with the labels, None where they pass; objective of the samples looked at, their mean (None
-    where labels are no clustering); ratio: to the reference's."""
+    """wrong: what is wrong with the labels, None where they pass; objective: mean of the samples checked (None where
+    labels are no clustering); ratio: to the reference's."""
 
     wrong: str | None
     objective: float | None = None
@@ -72,7 +72,7 @@ def not_a_clustering(label: Tensor, case: Case) -> str | None:
 
 
 class Gate:
-    """Holds what one case's reference found, computed once for all providers."""
+    """The check of one case; the reference's results are computed once for all providers."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.case = inputs, inputs.case
@@ -85,7 +85,7 @@ class Gate:
         Args:
             weighted: whether they come from a clustering that counts the case's weights.
             same_path: whether the objective has to be the reference's, not merely reported.
-            half_centres: whether centres were rounded to the tokens' dtype.
+            half_centres: whether centers were rounded to the tokens' dtype.
         """
         wrong = not_a_clustering(label, self.case)
         if wrong is not None:
@@ -103,13 +103,13 @@ class Gate:
         return Verdict(None, mean, ratio)
 
     def tolerance(self, half_centres: bool) -> float:
-        """By how much, relatively, a provider on the reference's path may be off it."""
+        """The largest relative difference allowed to a provider that takes the reference's steps."""
         if self.case.method == "ward":
             return WARD_TOLERANCE
         return HALF_TOLERANCE if half_centres and self.case.dtype in ("bfloat16", "float16") else LLOYD_TOLERANCE
 
     def expected(self, weighted: bool) -> list[float]:
-        """The reference's objective of each sample that is looked at."""
+        """The reference's objective of each sample that is checked."""
         if weighted not in self._expected:
             self._expected[weighted] = [
                 self._objective(i, self._reference(i, weighted), weighted) for i in self.samples
@@ -129,10 +129,10 @@ class Gate:
 
 
 def reference_labels(case: Case, x: Tensor, weight: Tensor | None, start: Tensor) -> Tensor:
-    """Labels [N] of one sample by the slowest means that can finish.
+    """Labels [N] of one sample by the slowest, most trusted method that can finish.
 
     Raises:
-        RuntimeError: the torch backend, asked where the reference cannot finish, disagrees with it on a cut.
+        RuntimeError: the torch backend, used where the reference cannot finish, disagrees with it on a cut.
     """
     if case.method == "ward" and weight is None and why_not_importable("scipy.cluster.hierarchy", "scipy") is None:
         return torch.from_numpy(scipy_ward(x.double().cpu().numpy(), case.k)).long()
@@ -166,10 +166,10 @@ def _twin(case: Case, x: Tensor, weight: Tensor | None, start: Tensor) -> Tensor
 
 
 def _hold_twin_to_reference(case: Case, x: Tensor, weight: Tensor | None) -> None:
-    """Raises RuntimeError where the float64 twin and the reference part on the first tokens and channels of x."""
+    """Raises RuntimeError where the float64 twin and the reference differ on the first tokens and channels of x."""
     n, d = min(case.n, REFERENCE_WARD_TOKENS), min(case.d, 64)
     small = replace(case, b=1, n=n, d=d, k=max(1, min(n // 2, case.k * n // case.n)))
-    # What the sample means can differ by is not to be in the way: the same cut is given to both.
+    # In float64, so that both get the same bits.
     x, weight = x[:n, :d].double(), None if weight is None else weight[:n]
     start = torch.arange(small.k, device=x.device) * n // small.k
     twin = _twin(small, x, weight, start)

@@ -19,7 +19,7 @@ RANK = 48
 NOISE = 0.45
 UNEVEN = 0.7
 OFFSET = 1.0
-# Different inputs are made so many times; further sets are copies, for it is their addresses that matter.
+# Sets with values of their own; further sets are copies, since only their addresses matter.
 DISTINCT_SETS = 4
 
 

@@ -1,4 +1,4 @@
-"""What `execution` needs to know of cases of clustering, and a run over groups of them."""
+"""Cases of clustering as a job of `benchmarks/execution.py`, and a run over groups of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Cases:
 
     @contextmanager
     def measuring(self, context: Context) -> Iterator[Callable[[int], object]]:
-        """What measures a case, but for the rows that are there."""
+        """A function that measures a case, without the rows that are already written."""
         with measuring_on(self._device):
             runner = Runner(self._device, self._budget, self._facts, context)
 

@@ -59,5 +59,5 @@ def read(path: Path) -> list[Measured]:
 
 
 def facts(measured: Sequence[Measured]) -> dict[str, str]:
-    """What the rows came from."""
+    """The origin of the rows."""
     return results.facts((record for case in measured for record in case.records), FACTS)

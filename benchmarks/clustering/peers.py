@@ -22,7 +22,7 @@ from .cases import Case
 from .inputs import Inputs
 from .provider import Call, Provider
 
-# Peers that take one sample at a time on a CPU, or hold N x N distances, are asked for no more than this.
+# The most tokens for peers that take one sample at a time on a CPU, or hold N x N distances.
 SAMPLE_TOKENS = 4096
 
 
@@ -37,7 +37,7 @@ def why_not_importable(module: str, package: str) -> str | None:
 
 
 class Peer(Provider):
-    """A package that may not be there."""
+    """A package that may not be installed."""
 
     package: str
     module: str
@@ -48,7 +48,7 @@ class Peer(Provider):
         return why_not_importable(self.module, self.package)
 
 
-def _first_centres(inputs: Inputs, x: Tensor) -> Tensor:
+def _first_centers(inputs: Inputs, x: Tensor) -> Tensor:
     return x.gather(1, inputs.start[..., None].expand(-1, -1, x.shape[2]))
 
 
@@ -59,7 +59,7 @@ class FlashKMeans(Peer):
     methods = frozenset({"kmeans"})
     weights = False
     half_centres = True
-    # It asks the host after every iteration whether the centres still move.
+    # It synchronises with the host after every iteration, to see whether the centers still move.
     capturable = False
     solves = "K-Means with equal weights from the same start, the same iterations and a last assignment"
 
@@ -75,9 +75,9 @@ class FlashKMeans(Peer):
             assign = torch_fallback.euclid_assign_torch_native_chunked
 
         def call() -> Tensor:
-            first = _first_centres(inputs, x)
-            _, centre, _ = solve(x, case.k, max_iters=case.iters, tol=0.0, init_centroids=first)
-            return assign(x, centre, (x**2).sum(-1))
+            first = _first_centers(inputs, x)
+            _, center, _ = solve(x, case.k, max_iters=case.iters, tol=0.0, init_centroids=first)
+            return assign(x, center, (x**2).sum(-1))
 
         return call
 
@@ -94,13 +94,13 @@ class FastPytorchKMeans(Peer):
     def prepare(self, inputs: Inputs) -> Call:
         from fast_pytorch_kmeans import MultiKMeans
 
-        # It refuses bfloat16.
+        # It raises on bfloat16.
         case, x = inputs.case, inputs.x.float()
 
         def call() -> Tensor:
             # A negative tolerance is never reached: all iterations run, as everywhere else.
             solver = MultiKMeans(case.k, max_iter=case.iters, tol=-1.0)
-            solver.fit_predict(x, _first_centres(inputs, x))
+            solver.fit_predict(x, _first_centers(inputs, x))
             return solver.predict(x)
 
         return call
@@ -135,7 +135,7 @@ class ScikitLearn(Peer):
         def call() -> Tensor:
             labels = []
             with warnings.catch_warnings():
-                # All iterations without standing still is what the case asks for.
+                # A case ends after its iterations, converged or not.
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 for x, start, weight in zip(samples, starts, weights, strict=True):
                     solver = KMeans(case.k, init=x[start], n_init=1, max_iter=case.iters, tol=0, algorithm="lloyd")

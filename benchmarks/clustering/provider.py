@@ -1,4 +1,4 @@
-"""What a provider is: it says what it solves and why it cannot run, and gives the call that is timed."""
+"""The interface of a provider: which cases it solves, why it cannot run, and the call that is timed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Provider:
     name; package: what has to be installed, by its name on PyPI, and module: what is imported; methods: of the cases it
     takes; weights: whether it takes weights (without, it solves the case with equal ones); same_path: whether it takes
     the reference's steps from the same start (or is an exact Ward), so that its objective must be the reference's;
-    half_centres: whether it rounds centres to the tokens' dtype; on_cpu: whether it always runs on the CPU;
-    capturable: whether a CUDA graph can hold it; solves: a line for the reader.
+    half_centres: whether it rounds centers to the tokens' dtype; on_cpu: whether it always runs on the CPU;
+    capturable: whether a CUDA graph can hold it; solves: a line for tables.
     """
 
     name = ""
@@ -39,7 +39,7 @@ class Provider:
         return None
 
     def prepare(self, inputs: Inputs) -> Call:
-        """The call that is timed; gives labels [B, N]."""
+        """The call that is timed; returns labels [B, N]."""
         raise NotImplementedError
 
     def weighted(self, case: Case) -> bool:

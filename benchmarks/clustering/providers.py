@@ -1,6 +1,6 @@
-"""Who solves a case: this library's two backends, and the same written in eager and in compiled PyTorch.
+"""Providers: this library's two backends, and the same written in eager and in compiled PyTorch.
 
-Other packages are in `peers`.
+Other packages are in `benchmarks/clustering/peers.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Library(Provider):
                 if interpreting()
                 else "Triton kernels need a GPU"
             )
-        # No samples: the arguments are checked and nothing runs.
+        # With no samples the arguments are checked and nothing runs.
         empty = torch.empty(0, case.n, case.d, dtype=getattr(torch, case.dtype), device=device)
         try:
             self.clusters(Inputs(case, empty, None, torch.empty(0, case.k, dtype=torch.int64, device=device)))
@@ -52,7 +52,7 @@ class Library(Provider):
         if case.method == "ward":
             return tpkernels.ward(inputs.x, case.k, weight, backend=self.backend)
         cluster = tpkernels.kmedoids if case.method == "kmedoids" else tpkernels.kmeans
-        # The library finds these starts itself, within the time; another is given to everyone.
+        # The library finds these starts itself, which is timed; any other start is given to every provider.
         own = case.init == "ward" or (case.init == "topk" and weight is not None)
         more = {"init": case.init if own else inputs.start, "max_iter": case.iters, "backend": self.backend}
         return cluster(inputs.x, case.k, weight, **more, **self.options)
@@ -66,7 +66,7 @@ class Swaps(Library):
 
     methods = frozenset({"kmedoids"})
     same_path = False
-    # Kernels there are none, and on a GPU the steps wait for one another.
+    # No kernel has it: on a GPU it is N small steps a pass.
     capturable = False
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Compiled(Eager):
 
 
 class Bipartite(Provider):
-    """ToMe's matching, for the objective that it buys."""
+    """ToMe's matching, to compare its objective and time."""
 
     name = "bipartite (ToMe)"
     methods = frozenset({"ward"})

@@ -68,7 +68,7 @@ class Row(rows.Row):
 
     @staticmethod
     def red(subject: str, status: str) -> bool:
-        """Whether something is amiss; memory that another package ran out of is its own affair."""
+        """Whether a row of this status is a fault; another package that runs out of memory is none."""
         if status.startswith(OUT_OF_MEMORY):
             return subject.startswith("tpkernels")
         return rows.Row.red(subject, status)

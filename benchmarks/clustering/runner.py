@@ -1,4 +1,4 @@
-"""From a case to its rows: who can run, whether the answer is right, and only then what it costs."""
+"""From a case to its rows: which providers can run, whether their labels are right, and only then their times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Entry:
 
     @property
     def rows(self) -> list[Row]:
-        """The one that a call that raises is told in."""
+        """The row that records a call that raises."""
         return [self.row]
 
     def owns(self, call: functools.partial) -> bool:
@@ -71,7 +71,7 @@ class Runner(runner.Runner):
         Red rows are written at once, the others when all of the case's times are final.
 
         Raises:
-            DeviceLost: in the hands of a provider, whose row has been written.
+            DeviceLost: while a provider ran, whose row has been written.
         """
         sets = input_sets(case, self.device)
         gate = Gate(sets[0])
@@ -102,7 +102,7 @@ class Runner(runner.Runner):
         return super()._status_of(error)
 
     def _first(self, provider: Provider, row: Row, sets: list[Inputs], gate: Gate) -> Entry | None:
-        """The first call, its time and the gate's word on its labels; an entry where they pass."""
+        """Makes the first call, timed, with the gate's verdict on its labels; returns an entry where they pass."""
         on_gpu = self.device.type == "cuda" and not provider.on_cpu
         # What runs on the CPU does not rotate: converting many sets would cost more than timing them.
         calls = [provider.prepare(inputs) for inputs in (sets if on_gpu else sets[:1])]
@@ -127,7 +127,7 @@ class Runner(runner.Runner):
         return verdict
 
     def _load_libraries(self) -> None:
-        """Torch loads some for its first product, which is not to be in anyone's cold time."""
+        """Loads the libraries of torch's first product, so that no provider's cold time includes that."""
         ones = torch.ones(2, 2, device=self.device)
         ones.mm(ones)
 
@@ -150,7 +150,7 @@ class Runner(runner.Runner):
             self._complete(entry, case, floors.products(case) * product)
 
     def _time_beside(self, beside: list[Timed], entries: list[Entry], on_gpu: bool) -> None:
-        """Times entries by turns, and what is nobody's beside them; those that raise leave the list."""
+        """Times entries and other calls by turns; entries that raise leave the list."""
 
         def rounds(measure: runner.Measure) -> None:
             timed = [*beside, *(entry.timed for entry in entries)]

@@ -20,7 +20,7 @@ from .problems import TIMED_HEADS, Heads, device
 
 SETS = 4
 BUDGET = Budget(repeats=50, seconds=0.5)
-# Of the output in bfloat16, relative to float64.
+# The largest error of the output in bfloat16, relative to float64.
 MOST_ERROR = 1e-2
 Attend = Callable[[tuple[Tensor, Tensor, Tensor]], Tensor]
 PROVIDERS: tuple[tuple[str, bool, Attend], ...] = (
@@ -79,7 +79,7 @@ def _rows(facts: dict, heads: Heads, sets: list, watch: gpu.Stopwatch | None) ->
 
 
 def _error(attend: Attend, qkv: tuple[Tensor, Tensor, Tensor]) -> float:
-    """Of the first samples' outputs, relative to softmax in float64."""
+    """The error of the first samples' outputs, relative to softmax in float64."""
     q, k, v = (x[:2].double() for x in qkv)
     exact = (q @ k.mT * q.shape[3] ** -0.5).softmax(-1) @ v
     return relative_error(attend(qkv)[:2], exact)

@@ -13,7 +13,7 @@ class Row(rows.Row):
     """One provider on heads [B, H, N, D]. Times are milliseconds of the whole call; empty where not measured.
 
     device to load: as in `clustering.rows.Row`. provider: "tpkernels triton" or "torch SDPA". significance: whether it
-    also tells what every key received. status: "ok" or "wrong: ...". error: of the output, relative to float64. p20,
+    also returns what every key received. status: "ok" or "wrong: ...". error: of the output, relative to float64. p20,
     p50: by events, launch cost included; graph_p50_ms: of a captured graph, without it.
     """
 

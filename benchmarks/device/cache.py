@@ -12,12 +12,12 @@ from ..errors import Refusal
 
 VARIABLE = "TRITON_CACHE_DIR"
 BINARY = ".cubin"
-# What a hit reads; the rest are the compiler's intermediate forms.
+# Endings of the files that a hit reads; the rest are the compiler's intermediate forms.
 KEPT = (".json", BINARY)
 
 
 def pack(folder: Path, path: Path) -> int:
-    """Packs what a hit needs of a cache; how many kernels those are. Written whole or not at all."""
+    """Packs what a hit needs of a cache; returns the number of kernels. Written whole or not at all."""
     part = path.with_name(f"{path.name}.part")
     with tarfile.open(part, "w:xz") as archive:
         for entry in sorted(folder.rglob("*")):
@@ -28,7 +28,7 @@ def pack(folder: Path, path: Path) -> int:
 
 
 def unpack(path: Path, folder: Path) -> int:
-    """Unpacks a cache into a folder; how many kernels it holds.
+    """Unpacks a cache into a folder; returns the number of its kernels.
 
     Raises:
         Refusal: there is no such file, or it is no packed cache.
@@ -41,7 +41,7 @@ def unpack(path: Path, folder: Path) -> int:
             archive.extractall(folder, filter="data")
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise Refusal(f"--prebuilt: expected a file that --prebuild has packed, got {path}: {error}") from error
-    # A kernel's group names its files by where they lay.
+    # A kernel's group holds the paths at which its files were written.
     for group in folder.glob("*/__grp__*.json"):
         names = json.loads(group.read_text())["child_paths"]
         group.write_text(json.dumps({"child_paths": {name: str(group.parent / name) for name in names}}))
@@ -54,7 +54,7 @@ def kernels(folder: Path) -> int:
 
 
 def use(path: Path, folder: Path) -> Callable[[], dict[str, int]]:
-    """Makes later processes use a packed cache; gives what tells how many kernels they compiled all the same.
+    """Makes later processes use a packed cache; returns a function that counts the kernels compiled all the same.
 
     Raises:
         Refusal: as `unpack`.

@@ -1,4 +1,4 @@
-"""What a step's own process runs, and what it is handed."""
+"""What a step's own process runs, and its arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import in_words
 from .journal import Journal
 
-# Seconds before it is killed in which a process says where it was, and in which it ends what it has begun, to tell.
+# Seconds before the kill: at which a process prints its stack, and in which it ends and records what it has begun.
 DUMP, NOTICE = 3.0, 5.0
 # Function of this package by the name of what runs: each process imports what it needs and no more.
 BODIES = {
@@ -42,7 +42,7 @@ class Run(NamedTuple):
     part: str
 
     def left(self) -> float:
-        """Seconds that a command may take, so that time is left to tell of it; 1 at least."""
+        """Seconds that a command may take, so that time is left to record its result; 1 at least."""
         return max(1.0, self.end - NOTICE - time.monotonic())
 
 
@@ -57,7 +57,7 @@ def run(name: str, folder: Path, seconds: float) -> int:
         module, function = where.split(".")
         getattr(importlib.import_module(f".{module}", __package__), function)(given)
     except Exception as error:
-        # Whatever a kernel or a tool raises is the step's result, told in full in the log.
+        # Whatever a kernel or a tool raises is the step's result, in full in the log.
         traceback.print_exc(file=sys.stderr)
         journal.tell(what=name, red=in_words(error))
     return int(journal.red)

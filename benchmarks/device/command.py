@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _supervised(options: argparse.Namespace, folder: Path, seconds: float) -> int:
-    """All steps, or those that were asked for, then the table."""
+    """Runs all steps, or those of --steps, then prints the table."""
     with tempfile.TemporaryDirectory() as scratch:
         told = dict
         steps = plan(options.steps)

@@ -25,9 +25,9 @@ SECTIONS = (
 # Ward by itself, so that a profiler that fails costs one of two runs.
 RUNS = (("ward",), ("kmedoids", "kmeans", "attention"))
 KERNELS = "regex:^(resident_kernel|attend_rows_kernel)$"
-# Seconds of a run.
+# Seconds for a run.
 LIMIT = 70.0
-# Of its report.
+# Bytes that are kept of its report.
 MOST_BYTES = 4 << 20
 
 
@@ -54,7 +54,7 @@ def tell(run: Run) -> None:
 def counters(text: str) -> Iterator[dict[str, str]]:
     """The metrics of each launch, in order, from ncu's CSV; what is printed before it is left out.
 
-    Two sections may have a metric of one name: the later one is told with its section's.
+    Two sections may have a metric of one name: the later one gets its section's name in front.
     """
     launches: dict[str, dict[str, str]] = {}
     lines = text.splitlines()

@@ -1,4 +1,4 @@
-"""What the machine is: versions, limits, and the two rates that every floor is taken of."""
+"""The machine: versions, limits, and the two rates from which every floor is computed."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def tell(run: Run) -> None:
 
 
 def triton_key() -> str:
-    """A short form of what Triton's cache knows itself by: equal where a cache can be shared."""
+    """A short form of the key of Triton's cache: equal where a cache can be shared."""
     from triton.runtime import cache
 
-    # Where it lies changed with Triton 3.5.
+    # Its module changed with Triton 3.5.
     key = getattr(cache, "triton_key", None)
     if key is None:
         from triton.compiler.compiler import triton_key as key

@@ -12,7 +12,7 @@ from .. import records
 from ..rehearsal import rehearsing
 
 FILE = "steps.jsonl"
-# Whose rows say what became of the steps.
+# The step name in the supervisor's rows, one for the outcome of each step.
 SUPERVISOR = "supervisor"
 
 
@@ -27,7 +27,7 @@ class Journal:
         self.path, self._step = folder / FILE, step
 
     def tell(self, *, red: str = "", **row: Any) -> None:
-        """Prints one row and writes it, flushed to the disk: a later hang takes nothing away.
+        """Prints one row and writes it, flushed to the disk, so that a later hang loses nothing.
 
         Args:
             red: what is wrong; a row without it has nothing wrong. row: numbers and text.
@@ -42,7 +42,7 @@ class Journal:
             whole["rehearsal"] = True
         line = json.dumps(whole, default=str)
         print(line, flush=True)
-        # A line that someone else was killed in ends where this one begins.
+        # Ends a line that another process was killed in.
         records.append_whole(self.path, b"\n" * _is_cut_off(self.path) + line.encode() + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""The steps: what each runs, how long that may take, and what is to be left of the time before it begins."""
+"""The steps: what each runs, how long that may take, and the time without which it does not begin."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from ..errors import Refusal
 from ..rehearsal import rehearsing
 
-# A case that the harness has begun is ended in so many seconds, before it would be killed.
+# Seconds between the harness's deadline and the kill, in which it ends the case that it has begun.
 NOTICE = 12.0
-# Of a provider's repeats in one case.
+# Seconds of a provider's repeats in one case.
 BUDGET = "0.2"
 KERNEL = ("--provider", "tpkernels triton", "--no-isolate", "--budget", BUDGET)
 SMOKES = ("ward", "kmedoids", "kmeans", "three", "streaming", "means", "attention", "pool")
@@ -22,8 +22,8 @@ SMOKES = ("ward", "kmedoids", "kmeans", "three", "streaming", "means", "attentio
 class Step:
     """One step of a run.
 
-    commands: what runs side by side, from the run's folder and the seconds that there are; limit: seconds after which
-    they are killed; expected: what they should take, without which they do not begin.
+    commands: what runs side by side, from the run's folder and the seconds that are left; limit: seconds after which
+    they are killed; expected: seconds that they should take, without which they do not begin.
     """
 
     name: str
@@ -67,7 +67,7 @@ def _tax(batch: int, *words: str) -> Callable[[Path, float], list[list[str]]]:
 
 
 def known() -> dict[str, Step]:
-    """All steps, in the order in which they tell most in least time."""
+    """All steps, in an order that finds most in least time."""
     steps = [
         Step("env", child("env"), 120, 20),
         Step("smoke", _smokes, 120, 40),

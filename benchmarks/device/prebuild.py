@@ -53,7 +53,7 @@ def _versions() -> tuple[str, str, str]:
 
 
 def _environment(python: str | None) -> Path:
-    """The Python of an environment with the right versions, made if it is not there yet."""
+    """The Python of an environment with the right versions, made where it is missing."""
     folder = ENVIRONMENTS / f"prebuild-{PYTHON}-{TORCH}-{TRITON}"
     made = folder / "bin" / "python"
     if (folder / "complete").exists():
@@ -73,7 +73,7 @@ def _environment(python: str | None) -> Path:
 
 
 def _compile() -> int:
-    """Every launch that the steps' calls make, as a device would compile it; how many there were."""
+    """Compiles every launch that the steps' calls make, as a device would; returns their number."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -99,7 +99,7 @@ def _compile() -> int:
 
 
 def _no_device(target: Any) -> Any:
-    """A driver that says which GPU it is and has none."""
+    """A driver that reports the target GPU and has none."""
     import torch
     from triton.backends.compiler import GPUTarget
 

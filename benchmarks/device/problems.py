@@ -20,7 +20,7 @@ def device() -> torch.device:
     return torch.device("cpu" if rehearsing() else "cuda")
 
 
-# Samples, tokens, channels, clusters. Beside each what a rehearsal takes that goes the same way.
+# Samples, tokens, channels, clusters. Beside each a tiny one for a rehearsal, on the same path.
 VIT, TINY_VIT = (256, 196, 384, 98), (3, 24, 20, 12)
 # Three launches, and streaming ones.
 VIDEO, TINY_VIDEO = (4, 576, 64, 288), (2, 272, 8, 136)
@@ -62,18 +62,18 @@ class Heads:
         return (2, 2, self.tiny, 16) if rehearsing() else (self.b, self.h, self.n, self.d)
 
 
-# Whole rows of logits, and keys that stream by.
+# Whole rows of logits, and streaming keys.
 SMOKE_HEADS = (Heads(4, 6, 197), Heads(2, 12, 1024, tiny=300))
 # Tokens of a `TokenPool` with its gradient, and of `cluster_mean` with its own.
 POOLED, AVERAGED = (8, *VIT[1:]), LONG
-# What the memory checker looks at: masked, of odd sizes.
+# Shapes for the memory checker: masked, of odd sizes.
 CHECKED, CHECKED_HEADS = (2, 50, 24, 20), Heads(2, 3, 50, 16, tiny=50)
 # A block of DeiT-S at full length and after one and two poolings at 0.7.
 TIMED_HEADS = (Heads(256, 6, 197), Heads(256, 6, 138), Heads(256, 6, 97))
 
 
 def calls() -> list[Call]:
-    """Calls of the launchers that the steps make, for whoever compiles them ahead."""
+    """Calls of the launchers that the steps make, to be compiled ahead."""
     cases = [case for found in smoke_cases().values() for case in found]
     cases += [case for group in ("sweep", "large", "kernels") for case in GROUPS[group]("cuda")]
     found = [_cluster_call(case) for case in cases]

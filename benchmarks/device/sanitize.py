@@ -19,7 +19,7 @@ from .attention import qkv_of
 from .children import Run
 from .problems import CHECKED, CHECKED_HEADS, device
 
-# What it ends with where it found something.
+# Its exit code where it found an error.
 FOUND = 9
 
 
@@ -29,7 +29,7 @@ def tell(run: Run) -> None:
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [
         "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", str(FOUND),
-        # Libraries ask the driver for what it lacks, which is no error of a kernel; compilers run beside it.
+        # Libraries query features that a driver lacks, which is no error of a kernel; compilers run as child processes.
         "--report-api-errors", "no", "--target-processes", "application-only",
         sys.executable, "-m", "benchmarks", "device", "--child", "launches", "--output", str(run.folder),
     ]  # fmt: skip

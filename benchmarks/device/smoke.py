@@ -1,7 +1,7 @@
-"""Right or wrong: every family of kernels against the torch backend, again and again, and alone.
+"""Every family of kernels against the torch backend, and against itself: called again, and with one sample alone.
 
-A row says what came out; its `red` says what is wrong with it. Bounds are those of the harness' gate for objectives;
-for values the rounding of the type that they are stored in.
+A row has the results; its `red` says what is wrong with them. Bounds are those of the harness' gate for objectives; for
+values the rounding of the type that they are stored in.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .problems import AVERAGED, POOLED, SMOKE_HEADS, TINY_LONG, TINY_VIT, device
 AGAIN = 10
 # Relative errors of norms: bfloat16 keeps 8 bits of each factor and each result, float32 sums keep 20 of theirs.
 HALF_ERROR, FULL_ERROR = 2e-2, 1e-5
-# Relative to the torch backend's objective from the same start; two roundings can part at a near tie.
+# Relative to the torch backend's objective from the same start; two roundings can differ at a near tie.
 RATIO_ERROR = 5e-3
 
 
@@ -77,7 +77,7 @@ def _what_is_red(found: tpkernels.Clusters, expected: tpkernels.Clusters, inputs
     ratio = _ratio(case, inputs, found, expected)
     if abs(ratio - 1) > RATIO_ERROR:
         red.append(f"objective: expected the torch backend's, got {ratio:.6f} of it")
-    # Memory that nobody wrote is NaN here, see `_poison`.
+    # Unwritten memory is NaN here, see `_poison`.
     if not bool(found.centers.isfinite().all() and found.loss.isfinite().all()):
         red.append("centres or loss are not finite")
     if case.method == "ward" and int(found.n_iter.max()) > case.n - case.k:
@@ -112,7 +112,7 @@ def _sample(inputs: Inputs, i: int) -> Inputs:
 
 
 def attention(run: Run) -> None:
-    """Output, what keys received, and gradients, against softmax in float64; the same bits again."""
+    """Output, significance and gradients against softmax in float64; the same bits again."""
     _poison()
     generator = torch.Generator().manual_seed(0)
     for heads in SMOKE_HEADS:
@@ -195,7 +195,7 @@ def _compare(
 
 
 def _poison() -> None:
-    """Memory that nobody has written yet is NaN, as far as torch allocates it."""
+    """Makes torch fill the memory that it allocates with NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 

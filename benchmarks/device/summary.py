@@ -10,9 +10,9 @@ from typing import Any
 from . import journal
 from .journal import FILE, SUPERVISOR
 
-# Letters in all, of a line, and of one that says what is wrong.
+# Characters in all, of a line, and of one that says what is wrong.
 MOST, MOST_OF_LINE, MOST_OF_RED = 11_500, 200, 300
-# Of a row of the harness: columns that name it, and those that tell.
+# Columns of the harness: those that name a row, and those with results.
 NAMES = ("group", "case", "model", "schedule", "mode", "provider", "method", "b", "h", "n", "d", "k", "iters")
 TOLD = ("status", "p50_ms", "graph_p50_ms", "objective_ratio", "over_floor", "tax", "speedup", "error")
 QUIET = ("at", "step", "what", "red", "rehearsal")

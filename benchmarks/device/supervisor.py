@@ -1,4 +1,4 @@
-"""Runs the steps one after the other, each within its time, and writes down what became of each.
+"""Runs the steps one after the other, each within its time, and records how each ended.
 
 A step that fails, hangs, floods its output or loses the device costs its own time alone. The device is whole again for
 the next one: an illegal access ends the process that made it, not the device.
@@ -28,7 +28,7 @@ def supervise(steps: Sequence[Step], folder: Path, deadline: float, told: Callab
 
     Args:
         folder: of the run; what commands print goes to `log.txt` there.
-        told: is asked for more of the row after each step.
+        told: called after each step; returns more of its row.
     """
     folder.mkdir(parents=True, exist_ok=True)
     processes.adopt_orphans()
@@ -50,7 +50,7 @@ def _in_turn(steps: Sequence[Step], folder: Path, end: float, told: Callable[[],
         rows = journal.count(folder) - before
         row = {"what": step.name, "seconds": round(time.monotonic() - began, 1), "ended": ended, "rows": rows, **told()}
         bad = sorted({how for how in ended if how != "ok"})
-        # A step without a row has told nothing, however it ended.
+        # A step without a row has found nothing, however it ended.
         bad += [] if rows else ["no row"]
         own.tell(**row, red="; ".join(bad))
         good = good and not bad
@@ -59,13 +59,13 @@ def _in_turn(steps: Sequence[Step], folder: Path, end: float, told: Callable[[],
 
 class _Own(Journal):
     def tell(self, *, red: str = "", **row: object) -> None:
-        # What cannot be written has been printed: a full disk ends no run.
+        # A row that cannot be written has been printed: a full disk ends no run.
         with suppress(OSError):
             super().tell(red=red, **row)
 
 
 def _run(step: Step, folder: Path, seconds: float) -> list[str]:
-    """How the step's commands ended, which ran side by side for so many seconds at most."""
+    """Runs the step's commands side by side for `seconds` at most; returns how they ended."""
     until = time.monotonic() + seconds
     commands = step.commands(folder, seconds)
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}

@@ -1,6 +1,6 @@
-"""`pytest -m gpu` as a step: failures are rows as they come, the counts one at the end.
+"""`pytest -m gpu` as a step: a row for each failure at once, one with the counts at the end.
 
-This module is also the plugin of that pytest, which tells it what came out.
+This module is also the plugin of that pytest that writes the rows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .journal import Journal
 
 FOLDER = "TPKERNELS_DEVICE_FOLDER"
 WORKERS = 16
-# Of a failure's text.
+# Characters of a failure's text.
 MOST_LETTERS = 300
 
 
 def tell(run: Run) -> None:
-    """Runs the tests, which tell of themselves."""
+    """Runs the tests; the plugin writes their rows."""
     chosen = ["-m", "gpu", "tests"]
     if rehearsing():
         chosen = ["-m", "interpreter", "-k", "three_launches_where", "tests/test_launch.py"]
@@ -56,6 +56,6 @@ class _Told:
 
 
 def pytest_configure(config: Any) -> None:
-    """Pytest's hook: tells of the whole run, where one asks for it."""
+    """Pytest's hook: registers the plugin in the process that starts the others, where FOLDER is set."""
     if FOLDER in os.environ and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Told(Path(os.environ[FOLDER])))

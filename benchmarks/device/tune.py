@@ -12,7 +12,7 @@ from ..rehearsal import rehearsing
 from .children import Run
 from .problems import TINY_VIT, VIT
 
-# Of its table, in the journal.
+# Lines of its table in the journal.
 LINES = 16
 
 
@@ -25,7 +25,7 @@ def tell(run: Run) -> None:
             sys.executable, "-m", "benchmarks", "autotune", "--n", str(n), "--k", str(k), "--d", str(d),
             "--method", method, "--budget", "0.2", *small,
         ]  # fmt: skip
-        # What one leaves the others share.
+        # Time that one method leaves is shared by the others.
         limit = run.left() / (len(METHODS) - place)
         env = {**os.environ, "TPKERNELS_CACHE": str(run.folder)}
         how, text = processes.run(command, env, limit)

@@ -1,4 +1,4 @@
-"""What the pooling tax is measured on: models, schedules, batches, ways to run, and the methods that are compared."""
+"""Problems of the pooling tax: models, schedules, batches, ways to run, and the methods that are compared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Schedule:
 
     @property
     def title(self) -> str:
-        """For readers, who count blocks from 1."""
+        """The title in tables, which count blocks from 1."""
         if self.layers is None:
             return f"every block keeps {self.keep}"
         *most, last = (str(layer + 1) for layer in self.layers)

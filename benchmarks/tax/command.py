@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Runs the command; 1 where a model was wrong or failed, 2 where it cannot run."""
     options = parser().parse_args(argv)
-    # A worker is started with the same.
+    # Workers are started with the same arguments.
     options.argv = ["tax", *argv]
     return one_line_of("benchmarks tax", lambda: _run(options))
 
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     _check(options)
     red = 0 if options.report else _measure(options)
-    # A deadline may have left nothing to report, which is refused only where it was asked for.
+    # A deadline may have left nothing to report, which is an error for --report alone.
     there = results.files(options.output, options.quick, report.KIND)
     if options.report or (there and options.worker is None):
         _report(options)

@@ -1,4 +1,4 @@
-"""Whether a model under test does what its time is to stand for; without that its row has no time."""
+"""The check before a model is timed: its token counts and its logits; one that fails gets no time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .models import DeiT, Variant, twin
 # What logits may differ by between a model run eagerly and compiled, relative to their norm: a merger that rounding
 # decides another way included, which moves them by far less than pooling does. bfloat16 itself is 0.012 from float32.
 TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 5e-2}
-# Images whose tokens tell how many rounds Ward takes, and which check that pooling nothing changes nothing.
+# Images on which Ward's rounds are counted, and pooling nothing is checked to change nothing.
 FEW = 4
 
 
@@ -61,7 +61,7 @@ def differs(logits: Tensor, expected: Tensor) -> str | None:
 
 
 def changes_nothing(model: DeiT, images: Tensor) -> str | None:
-    """What is wrong where the model that pools to every token does not give the base model's logits, bit for bit."""
+    """What is wrong where a model that pools to as many tokens does not have the base model's logits, bit for bit."""
     images = images[:FEW]
     pooled = tpkernels.patch(twin(model), 1.0)
     base, same = model(images), pooled(images)
@@ -73,7 +73,7 @@ def changes_nothing(model: DeiT, images: Tensor) -> str | None:
 def ward_rounds(model: DeiT, images: Tensor, schedule: Schedule) -> float:
     """Rounds that Ward takes on the base model's tokens at the layers that pool, each from all patch tokens; the mean.
 
-    It tells how hard the tokens are: Ward's work grows with it.
+    Ward's work grows with them: they show how hard the tokens are.
     """
     layers = range(len(model.blocks)) if schedule.layers is None else schedule.layers
     with inputs_of([model.blocks[layer].norm2 for layer in layers]) as seen:

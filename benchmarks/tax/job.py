@@ -1,4 +1,4 @@
-"""What `execution` needs to know of the problems of the pooling tax."""
+"""Problems of the pooling tax as a job of `benchmarks/execution.py`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Problems:
 
     @contextmanager
     def measuring(self, context: Context) -> Iterator[Callable[[int], object]]:
-        """What measures a problem, but for the rows that are there."""
+        """A function that measures a problem, without the rows that are already written."""
         with measuring_on(self._device):
             runner = Runner(self._device, self._budget, self._facts, context)
             yield lambda unit: runner.run(*self._work[unit], self._methods)

@@ -1,7 +1,7 @@
 """Models and images for the pooling tax, and the model whose tokens are cut by slicing.
 
 The model is the one of `examples/deit/model.py`: submodules, names and arithmetic are those of timm's
-`deit_*_patch16_224` (a test loads one's weights into the other), and it is there on every machine.
+`deit_*_patch16_224` (a test loads one's weights into the other), and it needs no package.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ GAIN = 3.0
 
 
 class Unavailable(Exception):
-    """A model that cannot be had here; the message says why."""
+    """A model that is not available here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model under test: `module` is called and runs `blocks`; `tokens` says how many reach each one's MLP."""
+    """A model under test: `module` is called and runs `blocks`; `tokens` is how many reach each one's MLP."""
 
     name: str
     module: nn.Module
@@ -54,8 +54,8 @@ class Variant:
 class Sliced(nn.Module):
     """A DeiT that cuts its tokens to given counts between attention and MLP: the least that yields those counts.
 
-    No scores, no sizes, no proportional attention. What is cut is cut before the residual sum, which then has less to
-    add and leaves tokens side by side in memory.
+    No scores, no sizes, no proportional attention. Tokens are cut before the residual sum, which then has less to add
+    and leaves tokens side by side in memory.
     """
 
     def __init__(self, model: DeiT, tokens: tuple[int, ...]) -> None:
@@ -101,7 +101,7 @@ def _config(width: int, heads: int) -> DeiTConfig:
 
 
 def _random_model(config: DeiTConfig) -> DeiT:
-    """From a seed, without moving the process's own random numbers."""
+    """A model from a seed; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = DeiT(config)
@@ -130,7 +130,7 @@ def images_for(model: DeiT, name: str, batch: int) -> Tensor:
 def fields(batch: int, channels: int, side: int, seed: int = 0) -> Tensor:
     """Smooth random images [B, C, S, S] of unit variance: noise of 2 x 2, 4 x 4, ... points, enlarged and summed.
 
-    Patches that are near are alike, as in photographs: independent pixels would leave Ward nothing to find.
+    Patches that are near are alike, as in photographs: of independent pixels no patches would be alike.
     """
     generator = torch.Generator().manual_seed(seed)
     images = torch.zeros(batch, channels, side, side)

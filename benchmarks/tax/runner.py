@@ -72,7 +72,7 @@ class Runner(runner.Runner):
         when its times are final.
 
         Raises:
-            DeviceLost: in the hands of a model, whose row has been written.
+            DeviceLost: while a model ran, whose row has been written.
         """
         rows = {name: self._rows(problem, modes, name) for name in (BASE, SLICING, *methods)}
         ordered = [rows[name][mode] for mode in modes for name in rows if mode in rows[name]]
@@ -96,17 +96,17 @@ class Runner(runner.Runner):
             if self._context.deadline.over:
                 break
             self._time(mode, [subject for subject in passed if mode in subject.rows], images)
-        # What was compiled for these shapes serves no other problem.
+        # Code compiled for these shapes is of no use to another problem.
         torch.compiler.reset()
         return ordered
 
     def _rows(self, problem: Problem, modes: Sequence[str], method: str) -> dict[str, Row]:
-        """By mode, those that the ledger lacks."""
+        """The rows by mode that the ledger lacks."""
         blanks = {mode: blank_row(self._facts, problem, mode, method) for mode in modes}
         return {mode: row for mode, row in blanks.items() if not self._context.ledger.has(row)}
 
     def _gate(self, subject: Subject, model: DeiT, images: Tensor) -> None:
-        """The first call, eagerly: what it takes, and whether the model does what it is to be timed for."""
+        """Makes the first call, eagerly: records its time, and checks the model's tokens and logits."""
         variant = subject.variant
         found: list[tuple[Tensor, str | None]] = []
         took = timing.wall_ms(lambda: found.append(gate.first_call(variant, images)), self._wait)
@@ -122,7 +122,7 @@ class Runner(runner.Runner):
             self._write(list(subject.rows.values()))
 
     def _tell_rounds(self, rows: Sequence[Row], base: Subject, images: Tensor, problem: Problem) -> None:
-        """Says in all rows how many rounds Ward takes on the base model's tokens; without that base is not through."""
+        """Records Ward's rounds on the base model's tokens in all rows; where that raises, base fails the gate."""
         logits, base.logits = base.logits, None
         rounds = gate.ward_rounds(base.variant.module, images, problem.schedule)
         for row in rows:
@@ -155,7 +155,7 @@ class Runner(runner.Runner):
         self._write(list(left.values()))
 
     def _rounds(self, ready: Sequence[Ready], measure: Measure) -> dict[str, list[float]]:
-        """Milliseconds by name; none where base or slicing is not there, which the others are compared with."""
+        """Milliseconds by name; none where base or slicing failed, which the others are compared with."""
         names = [one.name for one in ready]
         if BASE not in names or SLICING not in names:
             return {}
@@ -193,7 +193,7 @@ def by_turns(
 ) -> list[list[float]]:
     """Milliseconds of every call in whole rounds, in which each runs once, in a rotating order.
 
-    What disturbs the machine for a while then disturbs all of a round, whose ratios hardly feel it.
+    What disturbs the machine for a while then disturbs all of a round, and hardly changes its ratios.
 
     Args:
         budget: `repeats` rounds at most, and none more once all calls together have taken its seconds; the first LEAST

@@ -1,1 +1,1 @@
-"""What examples share that is not about one model or one experiment."""
+"""Code that examples share and that belongs to no single model or experiment."""

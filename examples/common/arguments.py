@@ -20,7 +20,7 @@ DATA = EXAMPLES / "data" / "fashion-mnist-test-2000"
 
 
 class Named(Protocol):
-    """What `--method` chooses among."""
+    """An entry that `--method` can choose."""
 
     @property
     def name(self) -> str:

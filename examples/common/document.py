@@ -1,4 +1,4 @@
-"""Pages that a program keeps true: it puts its tables between two marks of the page."""
+"""Documents with tables that a program writes, between two marks."""
 
 from __future__ import annotations
 

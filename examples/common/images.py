@@ -1,4 +1,4 @@
-"""Labelled images behind one face: an IDX set or a folder of class folders (ImageNet's layout), one image at a time."""
+"""Labelled images behind one interface: an IDX set, or a folder of class folders (ImageNet's layout)."""
 
 from __future__ import annotations
 

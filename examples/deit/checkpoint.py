@@ -69,7 +69,7 @@ def load_model(path: Path) -> tuple[DeiT, dict[str, Any]]:
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     if depth != config.depth:
         raise CheckpointError(f"{path} does not fit its own header: expected {config.depth} blocks, got {depth}")
-    # A header may ask for any size: no memory before it is known to be that of the weights.
+    # A header may state any size: no memory is taken before that is compared with the weights'.
     with torch.device("meta"):
         model = DeiT(config)
     try:

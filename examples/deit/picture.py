@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from .methods import BASE_LABEL, METHODS
 from .rows import Row
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; a family keeps its own whatever rows there are.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; a family's colour does not depend on the rows.
 FAMILIES = dict.fromkeys([BASE_LABEL, *(method.family for method in METHODS)])
 COLOURS = dict(zip(FAMILIES, ("#000000", "#0072B2", "#D55E00", "#777777", "#009E73"), strict=True))
 

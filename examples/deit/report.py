@@ -1,4 +1,4 @@
-"""What the evaluation leaves behind: the table on the terminal, and the rows as CSV and JSON."""
+"""Results of the evaluation: the table on the terminal, and the rows as CSV and JSON."""
 
 from __future__ import annotations
 

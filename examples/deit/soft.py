@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import tpkernels
 from tpkernels.integrations.families import read_model
 
-# Halvings of the scale that meets a budget: beyond what tells two counts apart.
+# Halvings of the scale that meets a budget: enough to separate any two counts.
 _HALVINGS = 60
 
 

@@ -34,7 +34,7 @@ class Subject:
 
     @property
     def provenance(self) -> str:
-        """Whether the weights had seen pooled tokens; a checkpoint says so under `finetuned` in its facts."""
+        """Whether the weights were trained on pooled tokens: `finetuned` in a checkpoint's facts."""
         finetuned = self.facts.get("finetuned")
         return f"fine-tuned ({finetuned})" if finetuned else "off the shelf (no training with pooling on record)"
 
@@ -84,8 +84,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Damaged bytes make torch's reader raise whatever they hit upon. Not its own message: that advises to load the
-        # file unsafely.
+        # Damaged bytes can raise any exception in torch's reader. Its message is left out: it advises to load the file
+        # unsafely.
         raise CheckpointError(
             f"{path} cannot be read as a file of weights ({type(error).__name__}); "
             f"expected whole safetensors, or a torch file that holds tensors alone"
@@ -102,12 +102,12 @@ def load_timm(name: str, checkpoint: Path | None) -> Subject:
     """A timm model with the weights of `checkpoint`, or with timm's pretrained ones.
 
     Raises:
-        CheckpointError: timm is missing or does not know the model, or there are no weights that fit it.
+        CheckpointError: timm or the model in it is missing, or there are no weights that fit it.
     """
     try:
         import timm
         import timm.data
-    # A torchvision of another build than torch shows as a RuntimeError.
+    # A torchvision of another build than torch raises a RuntimeError.
     except (ImportError, RuntimeError) as error:
         raise CheckpointError(f"--model {name} needs timm ({error}); pip install timm torchvision") from None
     state = read_state(checkpoint) if checkpoint else None

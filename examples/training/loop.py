@@ -114,7 +114,7 @@ def update(run: Run, loss: Tensor, clip: float) -> None:
 
 @torch.no_grad()
 def hits(model: nn.Module, source: Source, args: argparse.Namespace, world: World) -> tuple[int, int]:
-    """How many test images the model knows, and how many there are, over all processes."""
+    """How many test images the model classifies right, and how many there are, over all processes."""
     model.eval()
     right, count = 0, 0
     for images, labels in source.test(world):

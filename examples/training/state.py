@@ -1,4 +1,4 @@
-"""What a run needs to go on after a kill: written whole after every epoch, checked before it is believed."""
+"""The state with which a run goes on after a kill: written whole after every epoch, checked before it is used."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def load(folder: Path, run: Run, device: torch.device) -> None:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        # Damaged bytes make its reader raise whatever they hit upon. Not its own message: that advises to load the file
+        # Damaged bytes can raise any exception in torch's reader. Its message is left out: it advises to load the file
         # unsafely.
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}); expected a whole training state of deit_train.py"

@@ -29,9 +29,9 @@ from .tuner import Attempt, Outcome, Tuner, configs_of, key_of
 
 METHODS = ("ward", "kmedoids", "kmeans")
 DTYPES = ("bfloat16", "float16", "float32")
-# How much longer the heuristic configuration must take, as a share: less is noise, and a file entry has to earn itself.
+# How much longer the heuristic configuration must take, as a share: a smaller gain is noise.
 GAIN = 0.02
-# What ViT-S and ViT-B ask for between blocks that keep 0.7: N and K, beside the speed table's.
+# N and K where blocks of ViT-S and ViT-B keep 0.7, beside the speed table's.
 KEPT = ((196, 137), (96, 67))
 CHANNELS = (384, 768)
 
@@ -128,7 +128,7 @@ def plan(options: argparse.Namespace, device: torch.device) -> list[Case]:
     first: dict[str, Case] = {}
     limits = limits_of(device)
     for case in (case for case in found if regime(case.n, case.method, limits) == "resident"):
-        # The speed table has its large batches first.
+        # A key's first case stays: the speed table has large batches first.
         first.setdefault(key_of(case), case)
     if not first:
         raise Refusal(f"--n: expected as many tokens as the resident kernels take on this device, got {options.n}")
@@ -146,7 +146,7 @@ def _case(method: str, b: int, n: int, k: int, d: int) -> Case:
 
 
 def _writable(device: torch.device) -> Path:
-    """The file, written to once: before the work, not after it."""
+    """The file, after a trial write, so that a failure comes before the work and not after it."""
     try:
         return tuning.store(device, {})
     except OSError as error:
@@ -156,7 +156,7 @@ def _writable(device: torch.device) -> Path:
 
 
 def keep(outcome: Outcome, device: torch.device, gain: float) -> str:
-    """Writes the best configuration where it gains enough, else forgets what an earlier run kept; says which."""
+    """Writes the best configuration where it gains enough, else removes an earlier run's; returns a line on which."""
     best = outcome.best
     if best is None:
         return "kept nothing: no configuration could be measured"

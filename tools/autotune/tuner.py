@@ -1,4 +1,4 @@
-"""Measures one case with every configuration of its kernels: the gate first, then times by turns, then a last duel."""
+"""Measures one case with every configuration: the gate, times by turns, then the best against the heuristic."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tpkernels.ops.gpu import tuning
 from tpkernels.ops.gpu.limits import limits_of
 from tpkernels.ops.gpu.resident_tiles import ResidentConfig, candidates, resident_config
 
-# Of an error, as the table shows it.
+# Characters of an error that the table shows.
 MOST_LETTERS = 160
 Call = Callable[[], object]
 
 
 @dataclass
 class Attempt:
-    """A configuration in a case: why_not, if it cannot be taken, and whether its answer was wrong; cold_s of the first
+    """A configuration in a case: why_not, where it cannot run, and whether its answer was wrong; cold_s of the first
     call, with compilation; ms, the median of a call; replay, the call that is timed."""
 
     config: ResidentConfig
@@ -52,17 +52,17 @@ class Outcome:
 
     @property
     def red(self) -> bool:
-        """Whether something is wrong with the library: an answer, or the configuration that it takes by itself."""
+        """Whether the library is at fault: an answer is wrong, or its own configuration does not run."""
         return any(attempt.wrong for attempt in self.attempts) or self.attempts[0].why_not is not None
 
 
 def key_of(case: Case) -> str:
-    """The key under which the case's launch asks for its configuration."""
+    """The key under which the case's launch looks up its configuration."""
     return tuning.resident_key(case.n, case.k, case.d, getattr(torch, case.dtype), case.method)
 
 
 def configs_of(case: Case, device: torch.device) -> list[ResidentConfig]:
-    """What the device can be asked to run, the heuristic configuration first."""
+    """The configurations to try on the device, the heuristic one first."""
     given = case.n, case.k, getattr(torch, case.dtype), limits_of(device)
     ward = "ward" in (case.method, case.init)
     heuristic = resident_config(*given, ward=ward, interpreted=device.type == "cpu")
@@ -89,7 +89,7 @@ class Tuner:
         ready = [attempt for attempt in outcome.attempts if attempt.replay is not None]
         for attempt, ms in zip(ready, self._medians(ready), strict=True):
             attempt.ms = ms / len(calls)
-        # The fastest that can also run what else shares its key.
+        # The best is the fastest that can also run the other kernels of its key.
         for attempt in sorted(ready, key=lambda attempt: attempt.ms or 0):
             self._try(attempt, functools.partial(self._forced, attempt, outcome.key, forms(sets[0], self.device)))
             if attempt.why_not is None:
@@ -102,12 +102,12 @@ class Tuner:
         return outcome
 
     def _try(self, attempt: Attempt, step: Call) -> None:
-        """Runs a step; where it raises, the attempt says so and is out, and the others go on."""
+        """Runs a step; where it raises, the attempt records the error and drops out, and the others go on."""
         try:
             step()
         except Exception as error:
-            # Which errors a compiler and a driver have for what does not fit changes with their versions. The table
-            # tells them all; where the device itself is lost this raises, and nothing goes on.
+            # Any exception: those of compilers and drivers for what does not fit change with their versions. The wait
+            # raises where the device itself is lost, which ends the run.
             self._wait()
             attempt.why_not = in_words(error, MOST_LETTERS)
             attempt.ms = attempt.replay = None
@@ -116,7 +116,7 @@ class Tuner:
         """Runs calls with the attempt's configuration.
 
         Raises:
-            RuntimeError: the launcher asked for another key, so that something else ran.
+            RuntimeError: the launcher looked up another key, so that another configuration ran.
         """
         with tuning.override(key, attempt.config._asdict()) as forced:
             for call in calls:
@@ -159,7 +159,7 @@ class Tuner:
         return [quantile(times.ms, 0.5) for times in timed]
 
     def _compare(self, outcome: Outcome) -> None:
-        """The best and the heuristic meet once more: the least of many medians is partly luck."""
+        """Times the best and the heuristic once more, since the least of many medians is partly luck."""
         heuristic, best = outcome.attempts[0], outcome.best
         if best is None or best is heuristic:
             return

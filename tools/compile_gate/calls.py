@@ -1,6 +1,6 @@
 """Calls of the launchers that the compile gate goes through: every kernel, method, start, output, dtype and flag.
 
-A call is data; how its launcher takes it is said in `launchers`.
+A call is data; `tools/compile_gate/launchers.py` makes it.
 """
 
 from __future__ import annotations

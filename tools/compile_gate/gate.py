@@ -1,4 +1,4 @@
-"""A row for each kernel, configuration and target: what it takes when it is compiled, and what is wrong with that."""
+"""A row for each kernel, configuration and target: the resources that the compiled kernel takes, and its faults."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def compiled(
 
     made: dict[int, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
-    # A cache of its own: nothing compiled before stands in for compiling.
+    # An empty cache, so that every kernel is compiled.
     with tempfile.TemporaryDirectory() as cache, spawn.Pool(workers, _set_up, (cache,)) as pool:
         for number, row in pool.imap_unordered(_compile, tasks):
             made[number] = row
@@ -83,7 +83,7 @@ def compiled(
 
 
 class _Task(NamedTuple):
-    """A launch by its number, target and place: kernels themselves do not travel between processes."""
+    """A launch by its number, target and place: kernels themselves are not passed between processes."""
 
     number: int
     target: str

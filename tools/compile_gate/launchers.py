@@ -1,4 +1,4 @@
-"""How each launcher takes its arguments: the one place that follows where a launcher's signature changes."""
+"""How each launcher is called: the only file of the gate that depends on launchers' signatures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _cluster(call: Call, tensor: Make) -> None:
         some("masked", b, n, dtype="bool"),
         start,
     )
-    # The resident launcher is the whole operation; the streaming one brings its primitives.
+    # The resident launcher is the whole operation; the streaming one is `run` with the streaming primitives.
     using = [STREAMING] if call.launcher == "streaming" else []
     launcher(call.launcher)(tensors, Spec(k, given["method"], given["init"], given["output"], 5), *using)
 

@@ -1,7 +1,7 @@
 """Launches of kernels as the launchers make them on a GPU that need not be there.
 
-The launchers run on tensors without data that say they are on a GPU, with the limits of a target; what reaches a kernel
-is kept instead of run. What is compiled is then what a device would compile: no copy of the launchers' choices here.
+The launchers run on tensors without data whose `is_cuda` is true, with the limits of a target, and their launches are
+kept instead of made. So the gate compiles what a device would, and has no copy of the launchers' choices.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .targets import Target
 
 
 class Launch(NamedTuple):
-    """A kernel, what was handed to it, and which call of a launcher did so."""
+    """A kernel, its arguments, and the call of a launcher that launched it."""
 
     kernel: Any
     args: tuple[Any, ...]
@@ -32,13 +32,13 @@ class Launch(NamedTuple):
 
 
 class OnGPU(Tensor):
-    """A tensor without data that says it is on a GPU, and so do those made from it."""
+    """A tensor without data whose `is_cuda` is true, like that of tensors made from it."""
 
     is_cuda = True  # type: ignore[assignment]
 
 
 def launches(target: Target, chosen: list[Call] | None = None) -> list[Launch]:
-    """What the launchers hand to the kernels on a device with the target's limits, in order.
+    """The launches on a device with the target's limits, in order.
 
     Args:
         target: the device.
@@ -55,7 +55,7 @@ def launches(target: Target, chosen: list[Call] | None = None) -> list[Launch]:
 
 
 def meta(*shape: int, dtype: str, odd: bool = False) -> Tensor:
-    """A tensor on no device that says it is on a GPU; an odd one is a view that no vector load fits."""
+    """A tensor without data whose `is_cuda` is true; an odd one is a view that no vector load fits."""
     if not odd:
         return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta").as_subclass(OnGPU)
     room = torch.empty(*(size + 1 for size in shape), dtype=getattr(torch, dtype), device="meta").as_subclass(OnGPU)
@@ -64,7 +64,7 @@ def meta(*shape: int, dtype: str, odd: bool = False) -> Tensor:
 
 @contextmanager
 def recording(target: Target) -> Iterator[list[tuple[Any, tuple[Any, ...], dict[str, Any]]]]:
-    """Makes torch and Triton behave as on the target, as far as launchers ask; keeps launches and makes none."""
+    """Makes torch and Triton behave as on the target, as far as launchers query them; keeps launches and makes none."""
     from triton.runtime.jit import JITFunction
 
     kept: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
@@ -92,7 +92,7 @@ def recording(target: Target) -> Iterator[list[tuple[Any, tuple[Any, ...], dict[
 
 
 def _stand_ins(target: Target) -> list[tuple[ModuleType, str, Callable[..., Any]]]:
-    """Where operations read a device's limits and its tuned configurations, by module and name, and what goes there.
+    """Replacements for the functions that read a device's limits and tuned configurations: module, name, function.
 
     The functions are found by identity in all modules that are loaded below `tpkernels.ops`, however deep and under
     whatever name.
@@ -103,7 +103,7 @@ def _stand_ins(target: Target) -> list[tuple[ModuleType, str, Callable[..., Any]
     for name in LAUNCHERS:
         launcher(name)
     limits, tuning = (importlib.import_module(f"tpkernels.ops.gpu.{name}") for name in ("limits", "tuning"))
-    # What someone has tuned on this machine is not what ships.
+    # Configurations tuned on this machine do not ship.
     wanted = {id(limits.limits_of): lambda device: target.limits, id(tuning.lookup): lambda *given: None}
     found = [
         (module, name, wanted[id(value)])

@@ -1,4 +1,4 @@
-"""GPUs that kernels are compiled for, what they can hold, and how to read what a compiled kernel takes of it."""
+"""GPUs that kernels are compiled for, their limits, and the resources that a compiled kernel takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Target(NamedTuple):
 
 
 # Limits of the A100, H100, B200 and MI300X (its L2 as each of the eight dies has it); then a consumer GPU's (GeForce
-# 3090) and the oldest GPUs' shared memory, with code for sm_80: what is asked is which configuration is chosen.
+# 3090) and the oldest GPUs' shared memory, with code for sm_80, to see which configuration is chosen.
 TARGETS = {
     "sm_80": Target("cuda", 80, Limits(108, 166912, 40 << 20, 32), "ptxas"),
     "sm_90": Target("cuda", 90, Limits(132, 232448, 50 << 20, 32), "ptxas"),
@@ -45,11 +45,11 @@ class Resources(NamedTuple):
 
 
 def resources(built: Any, target: Target) -> Resources:
-    """What a compiled kernel takes.
+    """The resources that a compiled kernel takes.
 
     Args:
         built: what `triton.compile` returned.
-        target: what for.
+        target: the GPU that it was compiled for.
     """
     shared = built.metadata.shared
     if target.backend == "hip":
@@ -106,7 +106,7 @@ def family(instructions: dict[str, int]) -> str:
 
 
 def _tools() -> Path:
-    """Where Triton's wheel keeps NVIDIA's assembler and its kin."""
+    """The folder of NVIDIA's binary tools in Triton's wheel."""
     import triton
 
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

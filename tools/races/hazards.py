@@ -166,7 +166,7 @@ def _meet(x: Slice, a: Place, y: Slice, b: Place, known: set[Slice]) -> bool:
         (low, reach, high) = (x, a.extent, y) if x.start < y.start else (y, b.extent, x)
         if high.start < low.start + reach:
             return True
-    # A scalar lies in the slice that starts nearest before it, or in what it was carved out of.
+    # A scalar lies in the slice that starts nearest before it, or in the slice that its offset was added to.
     return any(
         one.scalar and not other.scalar and other_slice == _home(its, known)
         for one, its, other, other_slice in ((a, x, b, y), (b, y, a, x))
@@ -180,12 +180,12 @@ def _home(scalar: Slice, known: set[Slice]) -> Slice | None:
 
 
 def _own_lane(first: Access, second: Access, crossed: frozenset[Op]) -> bool:
-    """Whether every lane only meets its own doings: the same elements, each by one thread."""
+    """Whether every lane accesses the same elements both times, each by one thread."""
     if first.place.identity != second.place.identity or first.place.varies & crossed:
         return False
     if not (first.reads or second.reads):
-        # Of the threads that hold an element one stores it, the same one both times; which one does not tell who else
-        # meant the same place where places come out of memory.
+        # Of the threads that hold an element the same one stores it both times. Offsets loaded from memory may coincide
+        # for two elements, which other threads store.
         return first.place.scalar or not first.place.loaded
     return first.place.alone and not first.place.loaded
 
@@ -206,7 +206,7 @@ def find(text: str, scratch: frozenset[str] | None = None) -> list[Finding]:
         scratch: arguments to look at; by default all that the kernel stores to.
 
     Raises:
-        UnreadableIR: on operations whose memory is not known here.
+        UnreadableIR: on operations whose memory accesses are not handled here.
     """
     function = read(text)
     graph = _Graph(Pointers(function, zeros_of(function)))
@@ -252,5 +252,5 @@ def find(text: str, scratch: frozenset[str] | None = None) -> list[Finding]:
 def _harmless(first: Access, second: Access, crossed: frozenset[Op]) -> bool:
     if _own_lane(first, second, crossed):
         return True
-    # The iterations of a loop write tiles of their own; with places out of memory, nobody knows.
+    # The iterations of a loop write tiles of their own, but offsets loaded from memory may coincide.
     return first is second and not first.reads and not first.place.loaded

@@ -9,7 +9,7 @@ from .ttgir import Function
 
 
 def alone(shape: str, function: Function) -> bool:
-    """Whether each element of a tensor type belongs to one thread; False where the layout is not known here."""
+    """Whether each element of a tensor type belongs to one thread; False where the layout is not handled here."""
     found = re.fullmatch(r"tensor<((?:\d+x)+)[^,]*, (#.*)>", shape)
     if found is None:
         return False

@@ -1,8 +1,8 @@
-"""Where the pointers of a kernel point, from its TTGIR: the argument, the slice of it, and which lane has what.
+"""Where the pointers of a kernel point, from its TTGIR: the argument, the slice of it, and the elements of each lane.
 
-A slice is carved out of an argument by scalar offsets that stand still for the whole launch (sizes, program ids,
-constants); offsets that loops or loads make are places within a slice. Slices are taken to be as long as they are
-named: two that start differently are disjoint, unless a block reaches from one into the other, or a scalar lies in it.
+A slice starts in an argument at scalar offsets that are constant for the whole launch (sizes, program ids, constants);
+offsets that loops or loads make are places within a slice. A slice is taken to end where the next one starts: two with
+different starts are disjoint, unless a block reaches from one into the other, or a scalar lies in it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Place:
 
     slices: which ones it may be; extent: elements that it reaches from a slice's start at least; scalar: one element
     by one lane; identity: equal for two accesses in which every lane has the same elements; varies: loops within one
-    iteration of which alone that holds; alone: no two threads have the same element; loaded: the offsets come from
-    memory.
+    iteration of which alone that holds; alone: no two threads have the same element; loaded: the offsets depend on
+    loads.
     """
 
     slices: frozenset[Slice]
@@ -53,9 +53,9 @@ def _pure(value: Value) -> bool:
 
 
 class Pointers:
-    """Answers about the values of one function.
+    """Analysis of the values of one function.
 
-    zeros: scalars out of memory that are known to be 0, see `zeros_of`: a kernel may hide a constant from the compiler.
+    zeros: loaded scalars that are always 0, see `zeros_of`: a kernel may hide a constant from the compiler so.
     """
 
     def __init__(self, function: Function, zeros: frozenset[Value] = frozenset()) -> None:
@@ -106,11 +106,11 @@ class Pointers:
         return frozenset(found)
 
     def invariant(self, value: Value) -> bool:
-        """Whether the value stands still for the whole launch of a program."""
+        """Whether the value is constant for the whole launch of a program."""
         return all(source.role == "argument" or _pure(source) for source in self.sources(value))
 
     def loaded(self, value: Value) -> bool:
-        """Whether memory may have a say in the value."""
+        """Whether the value may depend on a load."""
         return not all(source.role in ("argument", "index") or _pure(source) for source in self.sources(value))
 
     def constant(self, value: Value) -> int | None:
@@ -142,7 +142,7 @@ class Pointers:
         return {self.number(value): 1}, 0
 
     def slices(self, value: Value) -> frozenset[Slice]:
-        """Slices that a pointer, or a tensor of them, points into; empty for what is no pointer."""
+        """Slices that a pointer, or a tensor of them, points into; empty for other values."""
         if value not in self._slices:
             self._slices[value] = self._carried(value) if value.role == "carried" else self._find(value)
         return self._slices[value]
@@ -154,7 +154,7 @@ class Pointers:
         again = frozenset().union(*map(self.slices, value.carried[1:]))
         if again <= first:
             return first
-        # The pointer itself moves from iteration to iteration: anywhere in its argument.
+        # The pointer itself moves from iteration to iteration, and may point anywhere in its argument.
         for known in set(self._slices) - before:
             del self._slices[known]
         return frozenset(Slice(one.root, None, name=one.root) for one in first | again)
@@ -228,7 +228,7 @@ class Pointers:
         return max([1, *self._ranges(value)])
 
     def _reaches_down(self, value: Value) -> bool:
-        """Whether lanes count backwards from where the pointer stands."""
+        """Whether lanes may have negative offsets from the pointer."""
         made = [one.owner for one in self._ancestors(value) if _pure(one) and one.owner is not None]
         for op in made:
             if op.name == "arith.subi":
@@ -272,7 +272,7 @@ class Pointers:
         return ("tile", self.number(base), frozenset(terms.items()), widths[0], shape)
 
     def _bound(self, value: Value, width: int) -> tuple[dict[int, int] | None, int]:
-        """What a loop's index, perhaps plus a constant, leaves by division by width; None where that varies."""
+        """The remainder by width of a loop's index, perhaps plus a constant; None where it varies."""
         shift, op = 0, value.owner
         if op is not None and op.name == "arith.addi" and _pure(value):
             fixed = [one for one in op.operands if self.constant(one) is not None]

@@ -1,7 +1,7 @@
 """Triton's GPU dialect (TTGIR), read from its text: operations, their operands, the loops around them.
 
-Only what an analysis of memory needs is read. What this reader does not know is an error, never skipped: an analysis
-that misses an operation would call a race clean.
+Only what an analysis of memory needs is read. An operation that is not handled is an error, never skipped: an analysis
+that misses it could miss a race.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 class UnreadableIR(ValueError):
-    """The text holds something that this reader, or an analysis on top of it, does not know."""
+    """The text holds something that this reader, or an analysis on top of it, does not handle."""
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ _COMBINERS = ("tt.reduce", "tt.scan", "tt.map_elementwise")
 
 
 def _locations(text: str) -> dict[str, str]:
-    """Places by their aliases, "folder/file:line, called at folder/file:line"."""
+    """Source locations by their aliases, "folder/file:line, called at folder/file:line"."""
     aliases = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, flags=re.M))
 
     def place(inner: str, depth: int = 0) -> str:
@@ -254,6 +254,6 @@ def read(text: str) -> Function:
     """The kernel in a module's text.
 
     Raises:
-        UnreadableIR: on an operation with a region, or a form, that is not known here.
+        UnreadableIR: on an operation with a region, or a form, that is not handled here.
     """
     return _Reader(text).function()

@@ -24,10 +24,10 @@ def attention(
     Args:
         q, k: [B, H, N, d]. v: [B, H, N, e]. float32, float16, bfloat16 or float64, any strides.
         key_size: [B, N] >= 0, how many original tokens each key stands for: adds its log to the logits (proportional
-            attention, Bolya et al., arXiv 2210.09461) and weighs queries. 0 drops the key. A constant.
+            attention, Bolya et al., arXiv 2210.09461) and weighs queries. 0 drops the key. Has no gradient.
         mask: bool [B, N], False for padding.
         scale: of the logits; 1 / sqrt(d) where None.
-        need_significance: False for what `scaled_dot_product_attention` returns and no more.
+        need_significance: False returns None in its place.
         backend: "auto", "torch" or "triton".
 
     Returns:
@@ -38,7 +38,7 @@ def attention(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, negative sizes (seen on the CPU), or an unknown backend.
-        RuntimeError: backend="triton" cannot take the call.
+        RuntimeError: backend="triton" cannot run this call.
     """
     checks.heads(q, k, v)
     checks.scale(scale)

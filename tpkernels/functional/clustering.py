@@ -1,4 +1,4 @@
-"""The clusterers as functions. Shapes: tokens x [B, N, D], weight [B, N], mask [B, N] (True: there)."""
+"""The clusterers as functions. Shapes: tokens x [B, N, D], weight [B, N], mask [B, N] (True: valid)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _clusters(
         checks.ward_fits(x.shape[1])
     swaps = checks.resolve_refine(refine, x.shape[1])
     chosen = checks.backend(backend, x, "swap" if swaps else method)
-    # The gradient to weights goes through the means alone.
+    # The weights' gradient comes from the means alone.
     tensors = Tensors(x, None if weight is None else weight.detach(), weight, mask, start)
     found = cluster(tensors, Spec(k, method, kind, "center", max_iter, swaps), chosen)
     return Clusters(
@@ -71,7 +71,7 @@ def _clusters(
 
 
 def explain_backend(x: Tensor, method: str = "kmedoids") -> tuple[str, str]:
-    """What `backend="auto"` takes to cluster tokens like x [B, N, D], "torch" or "triton", and the reason.
+    """The backend that `backend="auto"` chooses for tokens like x [B, N, D], "torch" or "triton", and the reason.
 
     Args:
         method: "ward", "kmeans" or "kmedoids".
@@ -99,7 +99,7 @@ def kmeans(
 
     Minimises `L = sum_i w_i min_c ||x_i - c||^2` (Marin et al., arXiv 2110.03860). A center is the weighted mean of its
     members; an empty cluster keeps its center and comes last; the lowest index wins every tie; clusters are numbered by
-    their lowest token. A sample ends when its assignment stands still.
+    their lowest token. A sample's iterations end when its assignment no longer changes.
 
     Args:
         x: tokens [B, N, D], float32, float16, bfloat16 (computed in float32) or float64, any strides.
@@ -107,7 +107,7 @@ def kmeans(
         weight: significance [B, N] >= 0; None for equal weights.
         init: "ward", "topk" (highest weight: the paper's), "farthest", "strided", "auto" (Ward up to 4,096 tokens,
             farthest-first above) or int64 indices [K] or [B, K] of distinct tokens.
-        max_iter: at most so many updates.
+        max_iter: the most updates of a sample.
         mask: bool [B, N], False for padding, which is never chosen, pooled or counted.
         backend: "auto", "torch" or "triton".
 
@@ -118,7 +118,7 @@ def kmeans(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, k or max_iter too small, negative weights (seen on the CPU), unknown init or backend,
             init indices out of range or duplicated.
-        RuntimeError: backend="triton" cannot take the call.
+        RuntimeError: backend="triton" cannot run this call.
     """
     return _clusters("kmeans", x, k, weight, init, max_iter, mask, backend)
 
@@ -141,9 +141,9 @@ def kmedoids(
     significance as weight. Arguments and errors are those of `kmeans`; `medoids` holds the tokens' indices.
 
     Args:
-        refine: "swap" goes on from there: a medoid is given up for any other token wherever that lowers the loss, until
+        refine: "swap" goes on from there: a medoid is replaced by any other token wherever that lowers the loss, until
             no swap does (FasterPAM: Schubert and Rousseeuw, arXiv 2008.05171) or every token was tried 8 times; n_iter
-            counts the swaps too. For up to 4,096 tokens; torch alone, which on a GPU takes N small steps a pass.
+            counts the swaps too. For up to 4,096 tokens, on the torch backend alone: N small steps a pass on a GPU.
     """
     return _clusters("kmedoids", x, k, weight, init, max_iter, mask, backend, refine)
 

@@ -1,6 +1,6 @@
 """Distances, assignments and means of given clusters.
 
-Shapes: tokens x [B, N, D], weight [B, N], mask [B, N] (True: there).
+Shapes: tokens x [B, N, D], weight [B, N], mask [B, N] (True: valid).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pairwise_sqdist(
     """Squared distances between x [B, N, D] and y [B, M, D] (x itself where None).
 
     Args:
-        mask, y_mask: bool [B, N] and [B, M], False for padding, which may hold anything.
+        mask, y_mask: bool [B, N] and [B, M], False for padding, which may hold NaN.
 
     Returns:
         [B, N, M] float32 (float64 for float64), at least 0, with a zero diagonal where y is None; +inf from and to
@@ -45,12 +45,11 @@ def pairwise_sqdist(
 def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None, *, center_mask: Tensor | None = None) -> Tensor:
     """Nearest of centers [B, K, D] to every token of x [B, N, D], as [B, N] int64.
 
-    The lowest index wins ties; masked tokens get -1. Never builds [B, N, K] for large N: tokens are walked in tiles.
+    The lowest index wins ties; invalid tokens get -1. Never builds [B, N, K] for large N, which is done in tiles.
 
     Args:
         mask: bool [B, N], False for padding.
-        center_mask: bool [B, K], False for centers that are none, such as those that a short sample's end with. A
-            sample without any gets -1.
+        center_mask: bool [B, K], False for padding of samples with fewer centers. A sample without any gets -1.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -79,10 +78,10 @@ def medoid_update(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None =
     checks.label_range(assignment, k)
     checks.per_token("weight", weight, x)
     x = x.detach().to(compute_dtype(x))
-    # Tokens of no cluster may hold anything.
-    there = (assignment >= 0)[..., None]
-    x = torch.where(there, x, 0)
-    x = torch.where(there, x - x.sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1), 0)
+    # Tokens of no cluster may hold NaN, and 0 * NaN is NaN, so they become 0.
+    labelled = (assignment >= 0)[..., None]
+    x = torch.where(labelled, x, 0)
+    x = torch.where(labelled, x - x.sum(1, keepdim=True) / labelled.sum(1, keepdim=True).clamp(min=1), 0)
     medoids = torch_primitives(x).nearest_members(x, assignment, k, weight)
     return torch.where(medoids == x.shape[1], -1, medoids)
 
@@ -129,7 +128,7 @@ def chamfer_loss(
     """`sum_i w_i min_k ||x_i - c_k||^2` [B] for centers [B, K, D]: the objective of every clusterer here.
 
     The asymmetric Chamfer divergence from x to centers (Marin et al., arXiv 2110.03860). Differentiable in x, centers
-    and weight. mask and center_mask are `assign`'s: padding counts nothing.
+    and weight. mask and center_mask as in `assign`: padding adds nothing.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

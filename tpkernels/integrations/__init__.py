@@ -1,4 +1,4 @@
-"""Token Pooling in models that exist: found by their structure, changed reversibly."""
+"""Token Pooling in existing models: found by their structure, changed reversibly."""
 
 from .calibration import reconstruction_errors
 from .patch import patch, unpatch

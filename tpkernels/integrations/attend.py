@@ -1,4 +1,4 @@
-"""Attention as a patched block runs it: significance where it is wanted, sizes where they count."""
+"""Attention of a patched block: with the significance where pooling needs it, proportional where sizes are given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import attention
+from ..functional.attention import attention
 
 
 def attend_heads(
@@ -25,7 +25,7 @@ def attend_heads(
 
     Args:
         sizes: [B, N] for proportional attention, None for the plain one.
-        scores: whether the significance is wanted; without it this is `scaled_dot_product_attention`.
+        scores: whether to return the significance; without it this is `scaled_dot_product_attention`.
         dropout: of the probabilities; the significance is that before it.
 
     Returns:
@@ -44,7 +44,7 @@ def attend_heads(
 
 
 def optional(module: Any, *names: str) -> Any:
-    """The first submodule of these names that is there, else a function that changes nothing."""
+    """Returns the first submodule that exists under one of these names, else the identity."""
     for name in names:
         found = getattr(module, name, None)
         if found is not None:

@@ -1,6 +1,6 @@
 """The blocks of a patched model: containers that run them with pooling, from their own submodules.
 
-What travels between blocks (tokens, sizes, where every token went) travels as arguments and results.
+Tokens, sizes and sources pass between blocks as arguments and results: a model keeps no state of a forward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PooledSequential(nn.Sequential):
 
     A block before the first pooling, or one that neither pools nor needs sizes, is called as it is. The others are run
     from their submodules: hooks on those and on the block fire, hooks on its attention do not. `plan` says what is
-    pooled; `trace` is the watcher of `tpkernels.trace`; `checkpointing` recomputes activations block by block.
+    pooled; `trace` is what `tpkernels.trace` fills; `checkpointing` recomputes activations block by block.
     """
 
     plan: Plan
@@ -95,7 +95,7 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
                 position=plan.position,
             )
             x, sizes, label = step(x, sizes) if checkpoint is None else checkpoint(step, x, sizes)
-            # Reentrant checkpoints say that all they return has a gradient.
+            # A reentrant checkpoint marks all that it returns as requiring a gradient.
             sizes = None if sizes is None else sizes.detach()
             if label is not None and (plan.restore or container.trace is not None):
                 label = with_prefix(label, plan.num_prefix_tokens)
@@ -106,7 +106,7 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         else:
             x = checkpoint(block, x)
     if container.trace is not None:
-        # At the end: checkpointing breaks off a forward that it runs again.
+        # At the end, since checkpointing stops a forward that it recomputes before its end.
         container.trace.hold(steps)
     if plan.restore and source is not None:
         x = unpool(x, source)
@@ -195,7 +195,7 @@ def _tokens_of(out: Any) -> Tensor:
 
 
 def _cut(container: Any, part: Any, index: Any) -> Any:
-    """A slice makes a container of its own class; models are cut so."""
+    """Gives a slice of a container its part of the plan: models are shortened by slicing their blocks."""
     if isinstance(index, slice):
         plan = container.plan
         part.plan = replace(plan, schedule=plan.schedule[index], pools=plan.pools[index])

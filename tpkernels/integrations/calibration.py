@@ -107,6 +107,6 @@ def _watched(model: nn.Module, norms: list[nn.Module], measure: Callable[..., No
     finally:
         for hook in hooks:
             hook.remove()
-        # Not by train(), which would give every part the whole's mode.
+        # Not by train(), which would set every submodule to the model's mode.
         for module, mode in modes:
             module.training = mode

@@ -51,7 +51,7 @@ def read_model(model: Any) -> tuple[Family, nn.Module, ViTShape, bool]:
             shape = family.read(model)
         except TypeError as error:
             raise Unsupported(str(error)) from error
-        # One block of a kind: those differ in their weights alone.
+        # One block of each kind: blocks of one kind differ in their weights alone.
         kinds = {tuple(type(part) for part in block.modules()): block for block in blocks}
         tuples = [check_block(family, block, shape.dim) for block in kinds.values()]
     except Unsupported as reason:

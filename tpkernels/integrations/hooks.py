@@ -1,4 +1,4 @@
-"""Forward hooks of a block that is run from its submodules: sharding (FSDP) and feature extraction stand on them."""
+"""Forward hooks of a block that is run from its submodules: sharding (FSDP) and feature extraction rely on them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def with_hooks(block: nn.Module, run: Callable[[Tensor], tuple[Any, ...]], x: Tensor) -> tuple[Any, ...]:
-    """`run(x)` between the forward hooks of `block`, as `block(x)` has its forward there.
+    """Runs `run(x)` between the forward hooks of `block`, in place of its own forward.
 
     Args:
-        run: takes the tokens, and returns the new tokens first; what else it returns no hook gets to see.
+        run: takes the tokens, and returns the new tokens first; what else it returns is not passed to hooks.
         x: tokens [B, N, D].
     """
     if not block._forward_pre_hooks and not block._forward_hooks:

@@ -1,4 +1,4 @@
-"""`patch` and `unpatch`: Token Pooling in a model that exists, and the way back."""
+"""`patch` and `unpatch`: Token Pooling put into an existing model, and taken out again."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ def patch(
             `init="topk"`, False otherwise.
         proportional: attention counts a token as often as its size (ToMe's proportional attention).
         position: "attention" pools between attention and MLP, "block" after the MLP.
-        restore: after the last block, give every place its token back, so that as many leave as came. None: where what
-            follows reads the patch tokens (average-pooled and attention heads, transformers' `last_hidden_state`) and
-            the method merges tokens; sizes then count by themselves. Methods that drop tokens cannot restore them.
+        restore: after the last block, copy each token to all places that it stands for, as many as the model has
+            patches. None: where what follows reads the patch tokens (average-pooled and attention heads, transformers'
+            `last_hidden_state`) and the method merges tokens; sizes then count as copies. Methods that drop tokens
+            cannot restore them.
         seed: of "random" and "importance"; block l draws with `seed + l`.
 
     Returns:
@@ -70,8 +71,8 @@ def patch(
         TypeError: a model of unsupported structure (the message names its class and what is supported), or an argument
             of the wrong type. The model is unchanged then.
         OSError: a schedule file that cannot be read. The model is unchanged then.
-        ValueError: an argument out of range, a schedule file that is none or does not fit the model, `keep` and
-            `budget` both or neither given, or `restore` with a method that drops tokens. The model is unchanged then.
+        ValueError: an argument out of range, a file that is no schedule or does not fit the model, `keep` and `budget`
+            both or neither given, or `restore` with a method that drops tokens. The model is unchanged then.
     """
     family, container, shape, returns_tuples = read_model(model)
     checks.one_of("position", position, POSITIONS)
@@ -110,7 +111,7 @@ def patch(
             backend=backend,
         )
 
-    # Wrong settings are wrong even where nothing is pooled.
+    # Checks the settings, also where no block pools.
     pool(shape.num_patches)
     if restore and method in PRUNERS:
         raise ValueError(f"restore must be False or None for method {method!r}, which drops tokens, got {restore!r}")
@@ -159,10 +160,10 @@ def _remove_guards(module: nn.Module) -> None:
 
 
 def _grid_size(model: Any, shape: ViTShape, method: str, tokens: int) -> tuple[int, int] | None:
-    """The patch grid, for the first block that pools it; later ones get no grid but tokens in raster order."""
+    """The patch grid, for the first block that pools it: later ones have tokens in raster order, but no grid."""
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if method != "grid" or grid is None or tokens != shape.num_patches:
         return None
     height, width = grid
-    # A square is what TokenPool takes by itself, at any image size.
+    # With None, TokenPool takes the square, at any image size.
     return None if height == width else (int(height), int(width))

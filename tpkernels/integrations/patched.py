@@ -1,4 +1,4 @@
-"""What a patched model tells: its schedule, a summary, and where the tokens of a forward went."""
+"""What can be read from a patched model: its schedule, a summary, and the trace of a forward."""
 
 from __future__ import annotations
 

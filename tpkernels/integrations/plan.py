@@ -1,4 +1,4 @@
-"""What a patched model does, and what a family of models must tell so that it can be patched."""
+"""The plan of a patched model, and the interface of a family of models that can be patched."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Checkpoint = Callable[..., Any]
 
 
 class Attended(NamedTuple):
-    """What a block's attention half adds to the tokens [B, N, D], the attention that each received [B, N] (None where
-    it was not asked for), and the keys [B, H, N, d]."""
+    """What a block's attention half adds to the tokens [B, N, D], the attention that each received [B, N] (None without
+    `scores`), and the keys [B, H, N, d]."""
 
     update: Tensor
     significance: Tensor | None
@@ -25,10 +25,10 @@ class Attended(NamedTuple):
 
 
 class Family:
-    """Vision transformers of one structure. Instances hold nothing: a plan names its family and can be pickled.
+    """Vision transformers of one structure. Instances have no state, so that a plan, which holds one, can be pickled.
 
-    supported: what the family takes, for messages. blocks_checkpoint_themselves: whether a block's own call does what
-    `checkpoint` gives.
+    supported: the models of the family, for messages. blocks_checkpoint_themselves: whether a block's own call already
+    checkpoints.
     """
 
     supported = ""
@@ -56,7 +56,7 @@ class Family:
         Args:
             x: tokens [B, N, D].
             sizes: [B, N] for proportional attention, None for the plain one.
-            scores: whether the significance is wanted.
+            scores: whether to return the significance.
         """
         raise NotImplementedError
 
@@ -65,18 +65,18 @@ class Family:
         raise NotImplementedError
 
     def norm2(self, block: Any) -> nn.Module:
-        """The normalisation before the MLP: what it is given are the tokens that the block would pool."""
+        """The normalisation before the MLP: its input is the tokens that the block would pool."""
         raise NotImplementedError
 
     def guarded(self, model: nn.Module) -> list[nn.Module]:
-        """The modules whose calls `check_call` looks at."""
+        """The modules whose calls go through `check_call`."""
         return []
 
     def check_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raises ValueError for a call of a patched model that would pass pooling by or be broken by it."""
+        """Raises ValueError for a call of a patched model that would bypass pooling, or that pooling would break."""
 
     def checkpoint(self, blocks: nn.Module, block: nn.Module) -> Checkpoint | None:
-        """What recomputes the block's activations, where gradient checkpointing is on."""
+        """The function that recomputes the block's activations; None where gradient checkpointing is off."""
         return None
 
     def take_over(self, model: nn.Module) -> None:
@@ -94,8 +94,8 @@ class Unsupported(Exception):
 class Plan:
     """Patch tokens after each block, and each block's pool (None where it pools nothing).
 
-    position: "attention" or "block", after which a block pools. restore: whether the tokens are spread over the places
-    that they came from once the last block is done. returns_tuples: whether the model's blocks return tuples.
+    position: "attention" or "block", after which a block pools. restore: whether the last block's tokens are copied to
+    all places that they stand for. returns_tuples: whether the model's blocks return tuples.
     """
 
     family: Family

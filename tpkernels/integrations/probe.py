@@ -12,7 +12,7 @@ from torch import nn
 from .blocks import run_block
 from .plan import Family, Unsupported
 
-# What would have to follow the tokens when they are pooled, by the names that libraries give it.
+# Libraries' names for what ties tokens to their positions: pooling would have to pool it too.
 _POSITIONAL = (
     "rope",
     "rel_pos",
@@ -28,7 +28,7 @@ _POSITIONAL = (
 
 
 def check_positions(*holders: Any) -> None:
-    """Raises Unsupported where one of the modules takes positions inside attention: holds them, or asks for them."""
+    """Raises Unsupported where one of the modules takes positions inside attention: as an attribute or an argument."""
     check_held_positions(*holders)
     for holder in holders:
         if isinstance(holder, nn.Module):
@@ -41,7 +41,7 @@ def check_held_positions(*holders: Any) -> None:
     for holder in holders:
         for name in _POSITIONAL:
             found = getattr(holder, name, None)
-            # transformers' layers without windows say so with a 0.
+            # In transformers' layers without windows window_size is 0.
             if found is not None and found is not False and not (isinstance(found, int) and found == 0):
                 _refuse(holder, name)
 
@@ -77,21 +77,21 @@ def check_block(family: Family, block: Any, dim: int) -> bool:
         ours = run_block(family, probe, x, ones, pool=None, proportional=True, position="attention")[0] - x
     except Exception as error:
         raise Unsupported(f"its {type(block).__name__} does not run as a pre-norm block ({error})") from error
-    # Room for modules that compute in float32 whatever they are given.
+    # A tolerance of float32, in which some modules compute whatever their input's dtype.
     if not torch.allclose(own, ours, rtol=0, atol=1e-4 * float(own.abs().max())):
         raise Unsupported(f"its {type(block).__name__} computes something else than a pre-norm block")
     return isinstance(out, tuple)
 
 
 def _absent(block: nn.Module) -> dict[str, None]:
-    """None for what a block must be given beside its tokens: a mask that is not there."""
+    """None for each argument that a block requires beside its tokens, such as a mask."""
     parameters = list(inspect.signature(block.forward).parameters.values())[1:]
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {one.name: None for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty}
 
 
 def _copy(block: nn.Module) -> Any:
-    """A copy in eval mode and float64 on the CPU, without hooks: whoever counts tokens must not see the probe's."""
+    """A copy in eval mode and float64 on the CPU, without hooks: one that counts tokens must not count the probe's."""
     probe = copy.deepcopy(block)
     if any(tensor.is_meta for tensor in (*probe.parameters(), *probe.buffers())):
         probe.to_empty(device="cpu")

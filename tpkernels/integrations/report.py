@@ -1,4 +1,4 @@
-"""What a patched model does, to be printed."""
+"""The summary of a patched model, and its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the tokens went: a forward of a patched model, watched."""
+"""The trace of a forward of a patched model: which token holds each input token after each pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Step = tuple[int, Tensor, Tensor | None]
 
 
 class Trace:
-    """What `tpkernels.trace` gives: one entry for each block that pooled, in order, of the last forward.
+    """What `tpkernels.trace` returns: one entry for each block that pooled, in order, of the last forward.
 
     layers: the 0-based blocks; sources: [B, P + N] int64 each, the token after that block that holds each token of the
     model's input, prefix first, -1 where it was dropped; sizes: [B, P + K] float32 each, how many input tokens each
@@ -23,7 +23,7 @@ class Trace:
         self.sizes: list[Tensor | None] = []
 
     def hold(self, steps: list[Step]) -> None:
-        """Notes a forward's steps in place of an earlier one's."""
+        """Replaces the entries by those of a new forward."""
         self.layers = [layer for layer, _, _ in steps]
         self.sources = [source.detach() for _, source, _ in steps]
         self.sizes = [None if sizes is None else sizes.detach() for _, _, sizes in steps]

@@ -1,4 +1,4 @@
-"""Vision transformers that carry timm's names: found by structure and by what a block computes, without timm."""
+"""Vision transformers with timm's names: found by structure and by what a block computes, without importing timm."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .blocks import PooledSequential
 from .plan import Attended, Checkpoint, Family, Unsupported
 from .probe import check_positions
 
-# What calls the blocks one by one, by release.
+# Methods that call the blocks one by one, which bypasses pooling; their name depends on the release.
 _INTERMEDIATES = ("forward_intermediates", "_intermediate_layers")
 
 
 class Timm(Family):
-    """`blocks`, an nn.Sequential of pre-norm blocks; tokens, average, maximum or attention may feed the head."""
+    """`blocks`, an nn.Sequential of pre-norm blocks; the head may read tokens, their average or maximum, or attend."""
 
     supported = (
         "vision transformers with timm's structure (ViT, AugReg ViT, DeiT, distilled DeiT, DeiT III, DINOv2 with and "
@@ -29,7 +29,7 @@ class Timm(Family):
     )
 
     def find(self, model: nn.Module) -> nn.Module | None:
-        # A wrapper's attributes are not its own, hence `_modules`.
+        # A wrapper has the attributes of the model in it, hence `_modules`.
         blocks = model._modules.get("blocks")
         # No other subclass: its forward may do more than run the blocks in order.
         return blocks if type(blocks) in (nn.Sequential, PooledSequential) else None
@@ -89,7 +89,7 @@ class Timm(Family):
         return partial(checkpoint, use_reentrant=False) if blocks.checkpointing and torch.is_grad_enabled() else None
 
     def take_over(self, model: Any) -> None:
-        # With its own checkpointing on, timm calls the blocks one by one. The container does it instead.
+        # With its own checkpointing on, timm calls the blocks one by one, so the container checkpoints instead.
         if hasattr(model, "grad_checkpointing"):
             model.blocks.checkpointing = bool(model.grad_checkpointing)
             model.grad_checkpointing = False
@@ -107,12 +107,12 @@ class Timm(Family):
 
 
 def _refuse(name: str, *args: Any, **kwargs: Any) -> None:
-    """Stands in for what gives the tokens after several blocks while a model is patched."""
+    """Replaces timm's methods that return the tokens of several blocks, while a model is patched."""
     raise ValueError(f"{name} must not be called on a patched model: it calls the blocks one by one, without pooling")
 
 
 def _set_checkpointing(model: Any, enable: bool = True) -> None:
-    """Stands in for timm's `set_grad_checkpointing` while a model is patched."""
+    """Replaces timm's `set_grad_checkpointing` while a model is patched."""
     type(model).set_grad_checkpointing(model, enable)
     model.blocks.checkpointing, model.grad_checkpointing = bool(enable), False
 

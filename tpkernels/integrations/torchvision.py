@@ -1,4 +1,4 @@
-"""torchvision's VisionTransformer, found by its structure, without torchvision."""
+"""torchvision's VisionTransformer, found by its structure, without importing torchvision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .plan import Attended, Family, Unsupported
 
 
 class Torchvision(Family):
-    """`encoder.layers`, an nn.Sequential of pre-norm blocks around nn.MultiheadAttention; the class token is read."""
+    """`encoder.layers`, an nn.Sequential of pre-norm blocks with MultiheadAttention; the head reads the class token."""
 
     supported = "torchvision's VisionTransformer (vit_b_16 and its like)"
 

@@ -1,6 +1,6 @@
-"""Vision towers of transformers (ViT, DeiT, DINOv2, CLIP, SigLIP), found by their structure, without transformers.
+"""Vision towers of transformers (ViT, DeiT, DINOv2, CLIP, SigLIP), found by their structure, without importing it.
 
-Releases name the parts differently; each part is taken by the first of its names that is there.
+Releases name the parts differently: the first of a part's names that exists is taken.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _NORM2 = ("layernorm_after", "norm2", "layer_norm2")
 _ATTENTION = ("attention", "self_attn")
 _LONG = ("query", "key", "value")
 
-# What a tower, its encoder and its embeddings may hold. With anything else, tokens may be more than an image's, or the
-# blocks be called in another way than one after another.
+# Parts that a tower, its encoder and its embeddings may have. Any other may add tokens beside an image's, or call the
+# blocks in another way than one after another.
 _TOWER = {"embeddings", "encoder", "layers", "layer", "layernorm", "norm", "pre_layrnorm", "pre_layernorm"}
 _TOWER |= {"post_layernorm", "pooler", "head", "dropout"}
 _EMBEDDINGS = {"patch_embeddings", "patch_embedding", "position_embeddings", "position_embedding", "dropout", "norm"}
 
-# What models that read the tokens between blocks carry, and what their configurations do.
+# Attributes of models that read the tokens between blocks, and of their configurations.
 _READS_BETWEEN = ("out_indices", "extract_layers")
 _CONFIG_READS_BETWEEN = ("vision_feature_layer", "backbone_out_indices")
 
@@ -35,7 +35,7 @@ _CONFIG_READS_BETWEEN = ("vision_feature_layer", "backbone_out_indices")
 class Transformers(Family):
     """A vision tower: `embeddings` with patches, and an nn.ModuleList of pre-norm layers.
 
-    Its layers' last tokens are an output of their own, `last_hidden_state`: restored to the full length.
+    The last layer's tokens are an output themselves, `last_hidden_state`, and so are restored to full length.
     """
 
     supported = (
@@ -75,7 +75,7 @@ class Transformers(Family):
         heads = _first(core, "num_attention_heads", "num_heads")
         x = optional(block, *_NORM1)(x)
         q, k, v = (part(x).unflatten(2, (heads, -1)).transpose(1, 2) for part in _qkv(core))
-        # ViT's and DINOv2's attention keeps a number, or a module in older releases.
+        # The dropout is a number in ViT's and DINOv2's attention, a module in older releases.
         dropout = probability_dropped(core, _first(core, "attention_dropout", "dropout_prob", "dropout"))
         scale = _first(core, "scaling", "scale")
         out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout, scale=scale)
@@ -104,12 +104,12 @@ class Transformers(Family):
             # Older releases take them by position too.
             kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         for name in ("output_attentions", "output_hidden_states"):
-            asked = kwargs.get(name)
-            # False is said by the call, or by the configuration where the call says nothing.
-            if asked is not False and (asked is not None or getattr(module.config, name, False)):
+            given = kwargs.get(name)
+            # An argument goes before the configuration.
+            if given is not False and (given is not None or getattr(module.config, name, False)):
                 raise ValueError(
                     f"{name} must be False for a patched model: pooled layers have fewer tokens than the model's "
-                    f"input, and no attention matrix; got {asked if asked is not None else 'True in its config'}"
+                    f"input, and no attention matrix; got {given if given is not None else 'True in its config'}"
                 )
 
     def checkpoint(self, blocks: nn.Module, block: Any) -> Checkpoint | None:
@@ -144,7 +144,7 @@ def _check_outputs(module: Any) -> None:
 
 
 def _projections(block: Any) -> tuple[Any, Any]:
-    """What holds q, k and v, and what the heads' outputs go through (None where that is not found)."""
+    """The module with the projections to q, k and v, and the output projection (None where that is not found)."""
     outer = optional(block, *_ATTENTION)
     inner = getattr(outer, "attention", None)
     if inner is not None:
@@ -163,7 +163,7 @@ def _first(holder: Any, *names: str) -> Any:
 
 
 def _dense(holder: Any) -> Any:
-    """What older releases call a block's outputs: `dense`, then `dropout`; None where that is not there."""
+    """An output projection of older releases: `dense`, then `dropout`; None where there is no `dense`."""
     dense = getattr(holder, "dense", None)
     return None if dense is None else lambda x: optional(holder, "dropout")(dense(x))
 

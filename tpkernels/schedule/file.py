@@ -53,10 +53,10 @@ def save_schedule(path: str | os.PathLike[str], tokens: Sequence[int], *, num_pa
     """Writes a schedule file, which `tpkernels.patch(model, keep=path)` reads; a kill or full disk leaves the old one.
 
     Args:
-        path: the file; its folder is made where it is not there.
+        path: the file; a missing folder is made.
         tokens: patch tokens left after each block, as `solve_schedule`, `resolve_keep` and `resolve_budget` return.
         num_patches: patch tokens that enter the first block.
-        facts: what is worth knowing of it (method, budget, MACs, how it was made): JSON values by name.
+        facts: how it was made (method, budget, MACs, ...): JSON values by name.
 
     Returns:
         What was written.
@@ -129,7 +129,7 @@ def _parse(raw: bytes) -> Schedule:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = found.get("format") if isinstance(found, dict) else found
         raise ValueError(f"expected an object with format {FORMAT!r}, got {_short(got)}")
-    # JSON's true is Python's 1.
+    # True == 1 in Python.
     if isinstance(found.get("version"), bool) or found.get("version") != VERSION:
         raise ValueError(f"expected version {VERSION}, got {_short(found.get('version'))}")
     if set(found) != _KEYS:

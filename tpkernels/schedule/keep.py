@@ -11,10 +11,10 @@ from typing import Any
 from .macs import count_macs
 from .shapes import check_integer, vit_shape
 
-# The search looks at this many ratios before it bisects: near 1 a layer may cost more to cluster than it saves, so the
-# total is not quite monotone in the ratio.
+# Ratios that are tried before the bisection: near 1 a layer may cost more to cluster than it saves, so the total is not
+# quite monotone in the ratio.
 _GRID = 256
-# Enough halvings of 1/256 to part any two ratios that give different counts below 10^9 tokens.
+# Enough halvings of 1/256 to separate any two ratios that give different counts below 10^9 tokens.
 _HALVINGS = 48
 
 
@@ -23,7 +23,7 @@ def tokens_kept(keep: float | int, n: int) -> int:
 
     Args:
         keep: a float is a ratio in (0, 1], an int a count of at least 1.
-        n: tokens there are; 0 of 0 are kept.
+        n: number of tokens; 0 of 0 are kept.
 
     Raises:
         TypeError: `keep` is neither, or a bool.
@@ -105,7 +105,7 @@ def resolve_budget(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a budget out of range, or less than any ratio reaches (the message names the least that one does).
+        ValueError: a budget out of range, or below what every ratio takes (the message names the lowest that works).
     """
     shape = vit_shape(model_or_shape)
     budget = check_budget(budget)
@@ -117,7 +117,7 @@ def resolve_budget(
             shape, schedule, method=method, init=init, max_iter=max_iter, position=position
         ).ratio, schedule
 
-    # The first ratio leaves one token at every pooled layer, however many there are.
+    # The first ratio leaves one token at every layer that pools, whatever the number of patches.
     ratios = [0.5 / max(shape.num_patches, _GRID), *(step / _GRID for step in range(1, _GRID + 1))]
     priced = [(ratio, *price(ratio)) for ratio in ratios]
     least = min(share for _, share, _ in priced)
@@ -136,13 +136,13 @@ def resolve_budget(
             share, schedule = price(middle)
             if share <= budget:
                 fitting.append((share, schedule))
-            # The side that keeps one end within the budget and the other outside.
+            # The half that has one end within the budget and the other outside.
             low, high = (middle, high) if (share <= budget) == (low_share <= budget) else (low, middle)
     return max(fitting, key=lambda candidate: candidate[0])[1]
 
 
 def check_budget(budget: object) -> float:
-    """Returns `budget`, a share of a model's MACs in (0, 1]; raises where it is no number (TypeError) or another."""
+    """Returns `budget`, a share of a model's MACs; TypeError where it is no number, ValueError outside (0, 1]."""
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise TypeError(f"budget must be a number in (0, 1], got {budget!r}")
     if not 0 < float(budget) <= 1:
@@ -151,11 +151,11 @@ def check_budget(budget: object) -> float:
 
 
 def check_layers(layers: Collection[int] | None, depth: int) -> set[int]:
-    """Returns the 0-based blocks that may pool, all where None; raises TypeError or ValueError where they are none."""
+    """Returns the 0-based blocks that may pool, all where None; TypeError or ValueError where they are no blocks."""
     if layers is None:
         return set(range(depth))
     expected = f"distinct 0-based blocks in [0, {depth - 1}]"
-    # A tensor or an array of no dimension looks like a collection.
+    # A tensor or an array of no dimension is a Collection by its class, but has no length.
     if isinstance(layers, (str, bytes)) or not isinstance(layers, Collection) or getattr(layers, "ndim", 1) == 0:
         raise TypeError(f"layers must be {expected}, got {layers!r}")
     pooled: set[int] = set()
@@ -169,7 +169,7 @@ def check_layers(layers: Collection[int] | None, depth: int) -> set[int]:
 
 
 def _check_keep(name: str, keep: object) -> float | int:
-    """Returns an int count or a float ratio; numpy's scalars are taken for what they are."""
+    """Returns an int count or a float ratio; numpy's scalars count as ints and floats."""
     expected = "a ratio (float) in (0, 1] or a count (int) of at least 1"
     if isinstance(keep, bool) or not isinstance(keep, Real):
         raise TypeError(f"{name} must be {expected}, got {keep!r}")
@@ -177,7 +177,7 @@ def _check_keep(name: str, keep: object) -> float | int:
         if keep < 1:
             raise ValueError(f"{name} must be {expected}, got {keep}")
         return int(keep)
-    # Not a comparison that NaN passes.
+    # Written so that NaN fails.
     if not 0 < float(keep) <= 1:
         raise ValueError(f"{name} must be {expected}, got {keep}")
     return float(keep)

@@ -110,7 +110,7 @@ def clustering_macs(
       compare and add what that matrix holds, and are not counted.
     - kmeans: start + `(max_iter + 1) n k d + max_iter n d + n d`: assignments (one more than updates), means.
     - the start of those two: ward `n^2 d + LW + n d`, less `n^2 d` where K-Medoids already has the Gram matrix;
-      farthest `k n d`, nothing where the Gram matrix is there; topk, strided and given indices nothing.
+      farthest `k n d`, nothing where K-Medoids has the Gram matrix; topk, strided and given indices nothing.
     - grid: `n d`. topk, importance, random: nothing, they only select.
     - bipartite: `ceil(m/2) floor(m/2) d + m d` for each round's m tokens; one round at most halves them.
 
@@ -138,16 +138,16 @@ def block_macs(
     max_iter: int = 5,
     position: str = "attention",
 ) -> Any:
-    """MACs of one block, its clustering included, for many counts at once; what a search over schedules asks for.
+    """MACs of one block, its clustering included, for many counts at once: for the search over schedules.
 
     Args:
         shape: the model that the block is of.
-        n_in: patch tokens that come.
+        n_in: patch tokens that enter.
         n_out: an int, or an int64 tensor or array of counts in [1, n_in]: patch tokens that leave. Not checked.
         method, init, max_iter, position: as `count_macs` takes them.
 
     Returns:
-        MACs, of the kind of `n_out`: for each count the sum of what `count_macs` lists for such a block.
+        MACs, of the type of `n_out`: for each count the sum of what `count_macs` lists for such a block.
     """
     mlp = _mlp(shape, n_out if position == "attention" else n_in)
     return _attention(shape, n_in) + mlp + _clustering(n_in, n_out, shape.dim, method, init, max_iter)
@@ -155,7 +155,7 @@ def block_macs(
 
 def _clustering(n: int, k: Any, dim: int, method: str, init: str | Sequence[int], max_iter: int) -> Any:
     """`clustering_macs` of checked arguments: of an int k, or of many at once."""
-    # Multiplied by `k < n`, since many k have no one branch to take; k * 0 keeps their kind.
+    # Multiplied by `k < n` instead of a branch, since k may be a tensor; k * 0 is a zero of its type.
     if method in ("topk", "importance", "random"):
         return k * 0
     means = n * dim
@@ -182,7 +182,7 @@ def _attention(shape: ViTShape, patches: int) -> int:
 
 
 def _mlp(shape: ViTShape, patches: Any) -> Any:
-    # Rounded once, so that a hidden size read from a model comes back whole.
+    # Rounded, since mlp_ratio is a quotient, and the number of weights behind it an integer.
     return (patches + shape.num_prefix_tokens) * round(2 * shape.mlp_ratio * shape.dim**2)
 
 

@@ -1,4 +1,4 @@
-"""Schedules as paths through the blocks: what many of them lose and cost at once, and the best one at a price."""
+"""Schedules as paths through the blocks: errors and MACs of many at once, and the best path at a price of MACs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Paths:
     Such a block and those after it, up to the next one that may pool, are a stage.
 
     macs: [N, N] float64 (whole numbers below 2^53) of a block that takes i + 1 patch tokens and leaves j + 1, 0 where
-    that is more; forbidden: [N, N], infinite there, else 0; losses: [G, N] float64, errors summed over each stage's
-    blocks; lengths: blocks of each stage; first: blocks before the first stage; fixed: MACs of those and of what is no
-    block; base: the unpooled model's.
+    j > i; forbidden: [N, N], infinite where j > i, else 0; losses: [G, N] float64, errors summed over each stage's
+    blocks; lengths: blocks of each stage; first: blocks before the first stage; fixed: MACs of those and of all but
+    the blocks; base: the unpooled model's.
     """
 
     macs: Tensor
@@ -40,22 +40,22 @@ class Paths:
         stay = price / self.base * self.macs.diagonal()
         total = torch.full((n,), torch.inf, dtype=torch.float64)
         total[n - 1] = 0.0
-        came = []
+        before = []
         for loss, length in zip(self.losses, self.lengths, strict=True):
             value, index = (total[:, None] + step).min(0)
-            came.append(index)
+            before.append(index)
             total = value + weight * loss + (length - 1) * stay
         last, path = int(total.argmin()), []
-        for index in reversed(came):
+        for index in reversed(before):
             path.append(last)
             last = int(index[last])
         return torch.tensor(path[::-1], dtype=torch.int64)
 
     def measure(self, paths: Tensor) -> tuple[Tensor, Tensor]:
         """Errors [M] and shares of the base's MACs [M] of paths [M, G]."""
-        came = torch.cat([paths.new_full((len(paths), 1), len(self.macs) - 1), paths], 1)[:, :-1]
+        entering = torch.cat([paths.new_full((len(paths), 1), len(self.macs) - 1), paths], 1)[:, :-1]
         stays = torch.tensor(self.lengths, dtype=torch.float64) - 1
-        macs = (self.macs[came, paths] + stays * self.macs.diagonal()[paths]).sum(1) + self.fixed
+        macs = (self.macs[entering, paths] + stays * self.macs.diagonal()[paths]).sum(1) + self.fixed
         return self.losses.gather(1, paths.T).sum(0), macs / self.base
 
     def error(self, path: Tensor) -> float:
@@ -97,10 +97,10 @@ def all_paths(errors: Tensor, shape: ViTShape, pooled: list[int], **options: Any
 
 
 def block_table(shape: ViTShape, **options: Any) -> Tensor:
-    """MACs [N, N] int64 of a block that takes i + 1 patch tokens and leaves j + 1; 0 where it would leave more."""
+    """MACs [N, N] int64 of a block that takes i + 1 patch tokens and leaves j + 1; 0 where j > i."""
     n = shape.num_patches
     table = torch.zeros(n, n, dtype=torch.int64)
     counts = torch.arange(1, n + 1)
-    for came in range(1, n + 1):
-        table[came - 1, :came] = block_macs(shape, came, counts[:came], **options)
+    for n_in in range(1, n + 1):
+        table[n_in - 1, :n_in] = block_macs(shape, n_in, counts[:n_in], **options)
     return table

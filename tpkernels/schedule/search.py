@@ -4,7 +4,7 @@ Block l loses `e_l(k)` where k of its tokens go on. Sought is the schedule `n >=
 e_l(k_l)` whose MACs, clustering counted, stay within a budget: a shortest path with one constraint. At a price for a
 MAC the best of all schedules is found exactly, by dynamic programming over the blocks, since a block's MACs depend on
 the tokens that come and that leave alone; the price is found by Handler and Zang's walk (Networks 10, 1980). That gives
-the best schedule of the convex hull; what it leaves of the budget is filled greedily.
+the best schedule of the convex hull; the rest of the budget is filled greedily.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .shapes import ViTShape, vit_shape
 
 # Constant ratios that are tried beside the search.
 _RATIOS = 512
-# A smaller gain than this share of the value is rounding.
+# A gain below this share of the value is rounding.
 _ROUNDING = 1e-12
 
 
@@ -39,12 +39,12 @@ def solve_schedule(
 ) -> list[int]:
     """The schedule of least summed error whose MACs are at most `budget` of the unpooled model's.
 
-    A schedule on the lower convex hull of (MACs, error) is found exactly. Between two of those the answer may be beaten
-    by little: it is what filling the budget greedily reaches, from the hull and from the best constant ratio.
+    A schedule on the lower convex hull of (MACs, error) is found exactly. Between two of those the error may be a
+    little above the least: the budget is filled greedily, from the hull and from the best constant ratio.
 
     Args:
         errors: [L, N] float; `errors[l, k - 1]` is what block l loses where k of its N patch tokens go on, as
-            `reconstruction_errors` measures it. Every block pays for the tokens that it works with, also one that
+            `reconstruction_errors` measures it. Every block counts with the tokens that it works on, also one that
             does not pool itself. Multiply rows to weigh blocks; `examples/search_schedule.py` divides row l by l.
         model_or_shape: what `count_macs` takes, of L blocks and N patch tokens.
         budget: share of the unpooled model's MACs in (0, 1], clustering counted.
@@ -57,7 +57,7 @@ def solve_schedule(
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: errors of another shape or not finite, an argument out of range, or a budget that no schedule meets
-            (the message names the least that one does).
+            (the message names the lowest that one does).
     """
     shape, budget = vit_shape(model_or_shape), check_budget(budget)
     if not isinstance(errors, Tensor) or not errors.is_floating_point():
@@ -108,7 +108,7 @@ def walk(paths: Paths, cheapest: Tensor, budget: float) -> Tensor:
 
 
 def _constant(paths: Paths, shape: ViTShape, pooled: list[int], budget: float) -> list[Tensor]:
-    """The path of least error within the budget among those of constant ratios; none where none is."""
+    """The path of least error within the budget among those of constant ratios, alone in a list; [] without one."""
     found = [resolve_keep((i + 1) / _RATIOS, shape.depth, shape.num_patches, pooled) for i in range(_RATIOS)]
     candidates = torch.tensor([[schedule[layer] - 1 for layer in pooled] for schedule in found], dtype=torch.int64)
     errors, shares = paths.measure(candidates)
@@ -124,7 +124,7 @@ def _fill(paths: Paths, path: Tensor, budget: float) -> Tensor:
         if not len(raised):
             return path
         errors, shares = paths.measure(raised)
-        # What costs nothing more, such as no clustering in place of little, comes first.
+        # Rises that add no MACs come first: a block that no longer pools has no clustering.
         worth = (error - errors) / (shares - share).clamp(min=1e-15)
         worth[(shares > budget) | (errors >= error - _ROUNDING * abs(error))] = -torch.inf
         best = int(worth.argmax())
@@ -134,7 +134,7 @@ def _fill(paths: Paths, path: Tensor, budget: float) -> Tensor:
 
 
 def _raised(path: Tensor, most: int) -> Tensor:
-    """Paths [M, G] in which some stages in a row have been raised to one count, by powers of 2 up to what comes."""
+    """Paths [M, G] with some stages in a row raised to one count, by powers of 2, up to that of the stage before."""
     counts, found = path.tolist(), []
     for first, count in enumerate(counts):
         top = counts[first - 1] if first else most

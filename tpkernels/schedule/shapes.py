@@ -60,7 +60,7 @@ def check_integer(name: str, value: object, least: int) -> int:
 def vit_shape(model_or_shape: Any) -> ViTShape:
     """The `ViTShape` given, or read from a vision transformer of timm, torchvision or transformers.
 
-    - timm (and all that carries its names): `blocks`, `patch_embed.proj`, `patch_embed.num_patches` or `.grid_size` or
+    - timm (and all with its names): `blocks`, `patch_embed.proj`, `patch_embed.num_patches` or `.grid_size` or
       else `pos_embed`, `num_prefix_tokens` or else `cls_token`, `dist_token`, `reg_token`, and `head` (`head_dist`).
     - torchvision: `encoder.layers`, `conv_proj`, `class_token`, `heads`.
     - transformers: the vision tower (see `vision_tower`), its layers, `embeddings` and the classifiers beside it.
@@ -178,7 +178,7 @@ def _read_transformers(model: Any) -> ViTShape:
 
 
 def _patches_of(embeddings: Any) -> Any:
-    """What projects the patches in transformers' embeddings; None where nothing does."""
+    """The module that projects the patches in transformers' embeddings; None without one."""
     for name in ("patch_embeddings", "patch_embedding"):
         found = getattr(embeddings, name, None)
         if found is not None:
@@ -232,7 +232,7 @@ def _timm_outputs(model: Any, name: str) -> int:
     weight = getattr(head, "weight", None)
     if weight is not None:
         return int(weight.shape[0])
-    # timm's headless models carry an Identity; anything else with parameters is a head we cannot count.
+    # timm's headless models have an Identity; anything else with parameters is a head that cannot be counted.
     if head is not None and any(True for _ in head.parameters()):
         raise TypeError(f"its {name} is a {type(head).__name__}, not a linear layer")
     return 0

@@ -1,4 +1,4 @@
-"""All that is measured of one block, one number (or curve) an image, and what is said of the block in the end."""
+"""All that is measured of one block, one number (or curve) an image, and the block's row of the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .spectrum import MEDIAN, QUANTILES, Basis, attention_weights, basis, energy
 
 SIGNALS = ("values", "attended", "before", "update", "after_attention", "after_mlp")
 GRAPHS = ("grid", "attention")
-# What is filtered, and what comes out.
+# Signals after a filter, each with the signal before it.
 FILTERED = {"attended": "values", "update": "before", "after_attention": "before", "after_mlp": "after_attention"}
 CLUSTERED = ("before", "update", "after_attention")
 # The shares of tokens kept that the table shows.

@@ -52,7 +52,7 @@ def split_heads(attention: nn.Module, qkv: Tensor) -> tuple[Tensor, Tensor, Tens
 
 @torch.inference_mode()
 def record(model: nn.Module, images: Tensor) -> list[Layer]:
-    """Runs the model on images [B, C, S, S] and returns what each block saw.
+    """Runs the model on images [B, C, S, S] and returns what went through each block.
 
     Raises:
         TypeError: `find_blocks` refuses the model.

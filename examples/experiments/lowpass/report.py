@@ -1,4 +1,4 @@
-"""What the measurement leaves behind: tables for the page and the terminal, and rows as CSV."""
+"""Results of the measurement: tables for the page and the terminal, and rows as CSV."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def above(frequencies: Tensor) -> Tensor:
 
 def energy(graph: Basis, x: Tensor) -> Tensor:
     """Energy at each frequency [B, N] of tokens x [B, N, D] less their mean."""
-    centred = x.double() - x.double().mean(1, keepdim=True)
-    return (graph.waves.mT @ centred).square().sum(-1)
+    centered = x.double() - x.double().mean(1, keepdim=True)
+    return (graph.waves.mT @ centered).square().sum(-1)
 
 
 def energy_above(graph: Basis, x: Tensor) -> Tensor:

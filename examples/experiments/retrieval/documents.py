@@ -70,7 +70,7 @@ def embed(model: DeiT, pixels: Tensor, device: torch.device) -> Ragged:
 
 
 def join(images: Ragged, per_document: int) -> Ragged:
-    """Documents of so many images each, one after the other: the first one's class token, then all their patches."""
+    """Documents of `per_document` images each, in order: the first image's class token, then the patches of all."""
     vectors, mask = images
     b, n, d = len(mask) // per_document, mask.shape[1], vectors.shape[2]
     first = torch.arange(len(mask), device=mask.device) % per_document == 0

@@ -120,7 +120,7 @@ def pool_documents(
         embeddings: [B, N, D] float, on any device, of length 1 where clusters by cosine are wanted.
         mask: bool [B, N], False for padding, wherever it stands.
         pool_factor: unprotected tokens for each vector, at least 1; 1 keeps all of them.
-        protected: so many first tokens of each document come through bit by bit, markers like [CLS]; less than N.
+        protected: number of first tokens of each document that are kept bit for bit, markers like [CLS]; less than N.
         normalize: make the clusters' means unit vectors.
         backend: "auto", "torch" or "triton".
 
@@ -132,7 +132,7 @@ def pool_documents(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, pool_factor below 1, protected negative or no less than N, a document of more than
             4,096 unprotected tokens.
-        RuntimeError: backend="triton" cannot take the call.
+        RuntimeError: backend="triton" cannot run this call.
     """
     layout = lay_out(embeddings, mask, pool_factor, protected)
     b, _, d = embeddings.shape

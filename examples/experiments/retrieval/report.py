@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: the table on the terminal, and the rows as CSV and JSON."""
+"""Results of a comparison: the table on the terminal, and the rows as CSV and JSON."""
 
 from __future__ import annotations
 

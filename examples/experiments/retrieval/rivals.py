@@ -36,7 +36,7 @@ def _by_document(embeddings: Tensor, layout: Layout, protected: int, points: Cal
     for document, (n, k) in enumerate(counts):
         tokens = layout.order[document, protected : protected + n]
         if n < 2:
-            # linkage wants two points.
+            # linkage raises below two points.
             found = torch.zeros_like(tokens)
         else:
             tree = linkage(points(embeddings[document, tokens]).double().cpu().numpy(), "ward")
