@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 # Before whatever imports a kernel: it says where they run.
 from marks import DEVICE, FOR_GPU, KERNELS, RUNS_TRITON
 from sanitizer import Watch, watched
+from support.patching import patched_once
 
 # The problems are small: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
@@ -53,7 +54,8 @@ def sanitizer() -> Iterator[Watch | None]:
     if not RUNS_TRITON or FOR_GPU:
         yield None
         return
-    with watched(importlib.import_module("triton.runtime.interpreter")) as watch:
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    with patched_once(interpreter), watched(interpreter) as watch:
         yield watch
 
 
