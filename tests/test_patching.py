@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from marks import interpreter_marks
-from support.patching import patched_once
 
 import tpkernels
+from tests.support.marks import interpreter_marks
+from tests.support.patching import patched_once
 
 pytestmark = interpreter_marks("the guard is the interpreter's")
 
