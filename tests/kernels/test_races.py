@@ -12,9 +12,12 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
+from tests.support.compiled import TARGETS, compiled
+from tests.support.once import once
 from tests.support.programs import ROOT, environment, run
 from tools.races import hazards
 from tools.races.ttgir import walk
@@ -72,23 +75,24 @@ pytestmark = [
 ]
 
 
+def plant(folder: Path) -> None:
+    done = run("-m", "tests.support.planted", str(folder), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """TTGIR of the kernels of `planted.py` by name."""
-    folder = tmp_path_factory.mktemp("planted")
-    done = run("-m", "tests.support.planted", str(folder), CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr[-3000:]
+    folder = once(tmp_path_factory, "planted", plant)
     return {path.stem: path.read_text() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """TTGIR of the library's kernels for sm_90, and of one of each for gfx942, by "target.number.kernel"."""
-    folder = tmp_path_factory.mktemp("kernels")
-    command = ("-m", "tools.compile_gate", "--smoke", "--ttgir", str(folder), "--targets")
-    run(*command, "sm_90")
-    run(*command, "gfx942", "--calls", "^(resident kmeans topk|mean|backward)")
-    return {path.stem: path.read_text() for path in sorted(folder.iterdir())}
+    """TTGIR of the library's kernels for sm_90 and gfx942, by target, kernel and case."""
+    rows = [row for row in compiled(tmp_path_factory) if row["text"] is not None]
+    assert {row["target"] for row in rows} == set(TARGETS)
+    return {f"{row['target']}, {row['kernel']}, {row['case']}": row["text"] for row in rows}
 
 
 def statement(access: hazards.Access) -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.compiled import compiled
+from tests.support.once import once
 from tests.support.programs import ROOT, run
 
 TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942", "sm_80-99k", "sm_80-64k"}
@@ -30,17 +33,20 @@ def names_of_kernels() -> set[str]:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the gate says of a few calls."""
-    path = tmp_path_factory.mktemp("gate") / "rows.json"
-    run("-m", "tools.compile_gate", "--smoke", "--targets", "sm_90,gfx942", "--json", str(path))
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return compiled(tmp_path_factory)
+
+
+def compile_hungry(folder: Path) -> None:
+    done = run("-m", "tests.support.hungry", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "rows.json").write_text(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def taken() -> dict[tuple[str, str], dict[str, Any]]:
+def taken(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
     """What the kernels of `hungry.py` take, by case and target."""
-    done = run("-m", "tests.support.hungry", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    text = (once(tmp_path_factory, "hungry", compile_hungry) / "rows.json").read_text()
+    found = [json.loads(line) for line in text.splitlines()]
     return {(row["case"], row["target"]): row for row in found}
 
 
@@ -105,6 +111,15 @@ def test_what_a_kernel_takes_is_read(taken: dict[tuple[str, str], dict[str, Any]
     assert spills["spilled"] > 100
     assert copy["registers"] < product["registers"]
     assert copy["shared"] < product["shared"] <= spills["shared"] == 65536
+
+
+def test_the_kernels_of_launchers_are_found() -> None:
+    assert names_of_kernels() == {
+        "resident_kernel", "gram_kernel", "cluster_kernel", "pool_kernel", "split_tokens_kernel", "assign_kernel",
+        "chunk_mean_kernel", "segment_mean_kernel", "member_cost_kernel", "medoid_kernel", "medoid_centres_kernel",
+        "cluster_mean_backward_kernel", "attend_rows_kernel", "attend_stream_kernel", "received_kernel",
+        "sum_parts_kernel", "query_gradient_kernel", "key_gradient_kernel",
+    }  # fmt: skip
 
 
 @pytest.mark.compile
