@@ -311,6 +311,7 @@ def test_a_cache_that_cannot_be_written_ends_it_before_the_work(
         assert tuning_cache.read(CPU) == {KEY: configs[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no wheel for this platform")
 @pytest.mark.parametrize("method", ["ward", "kmeans"])

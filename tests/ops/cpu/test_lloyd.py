@@ -368,6 +368,7 @@ def test_memory_is_that_of_a_chunk(method: str, monkeypatch: pytest.MonkeyPatch)
     assert 4 * b * n * n > 2 * 4 * (1 << 20)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_the_loops_compiled(tmp_path: Path) -> None:
     """Compiling takes seconds: a second process must not need to."""
     code = """
