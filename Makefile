@@ -1,6 +1,6 @@
 # Tasks of a checkout; CONTRIBUTING.md has what each is for. More arguments: make bench ARGS=--quick
 PYTHON ?= .venv/bin/python
-PYTEST := $(PYTHON) -m pytest -q -n auto --dist worksteal
+PYTEST := $(PYTHON) -m pytest -q
 
 .PHONY: help test test-all lint docs bench
 
@@ -12,10 +12,10 @@ help:
 	@echo "make bench     python -m benchmarks all"
 
 test:
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all:
-	$(PYTEST) -m "slow or not slow" $(ARGS)
+	$(PYTEST) --slow $(ARGS)
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -14,8 +14,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # Before whatever imports a kernel: it says where they run.
-from marks import DEVICE, FOR_GPU, KERNELS, RUNS_TRITON
-from sanitizer import Watch, watched
+from tests.support.marks import DEVICE, FOR_GPU, KERNELS, RUNS_TRITON
+from tests.support.patching import patched_once
+from tests.support.sanitizer import Watch, watched
 
 # The problems are small: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
@@ -53,7 +54,8 @@ def sanitizer() -> Iterator[Watch | None]:
     if not RUNS_TRITON or FOR_GPU:
         yield None
         return
-    with watched(importlib.import_module("triton.runtime.interpreter")) as watch:
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    with patched_once(interpreter), watched(interpreter) as watch:
         yield watch
 
 
@@ -73,7 +75,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run what takes more than ten seconds")
     parser.addoption("--thorough", action="store_true", help="also run what takes many minutes in Triton's interpreter")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what is slow unless --slow, --thorough, any -m or its node id asks for it."""
+    if config.getoption("--slow") or config.getoption("--thorough") or config.getoption("markexpr"):
+        return
+    named = [argument.split("::", 1) for argument in config.args if "::" in argument]
+    named = [(config.invocation_params.dir.joinpath(file).resolve(), test) for file, test in named]
+    skip = pytest.mark.skip(reason="slow: ask for it with --slow, -m slow, or its node id")
+    for item in items:
+        here = item.nodeid.split("::", 1)[-1]
+        if item.get_closest_marker("slow") and not any(
+            item.path == file and here.startswith(test) for file, test in named
+        ):
+            item.add_marker(skip)
 
 
 @pytest.fixture

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from marks import DEVICE, runs_triton
 
 import tpkernels
+from tests.support.marks import DEVICE, runs_triton
+from tests.support.programs import run
 from tpkernels import TokenPool, assign, attention, chamfer_loss, cluster_mean, medoid_update, pairwise_sqdist, unpool
 from tpkernels.ops.backends import regime
 from tpkernels.ops.gpu.limits import Limits
 
-ROOT = Path(__file__).resolve().parents[1]
 X = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
 ONES = torch.ones(2, 6)
 LABEL = torch.zeros(2, 6, dtype=torch.int64)
@@ -413,11 +409,7 @@ print("auto:", tpkernels.kmeans(x, 3).assignment.shape[1])
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_on_a_cpu_says_why_not() -> None:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_INTERPRETER], env=env, capture_output=True, text=True, timeout=120
-    )
+    done = run("-c", WITHOUT_INTERPRETER, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     *refused, automatic = done.stdout.splitlines()
     assert len(refused) == 5

@@ -6,28 +6,25 @@ import inspect
 import json
 import math
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import Phase, example, given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
-import tpkernels
-from tpkernels.ops.gpu import tuning_cache
-from tpkernels.ops.gpu.limits import Limits
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from common.data import DataError, read_idx, write_idx
 from common.images import CorruptImageError, open_images
 from deit.checkpoint import CheckpointError, load_model, save_weights
 from deit.model import DeiT, DeiTConfig
 from deit.subjects import read_state as read_foreign
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 from training import state as training_state
+
+import tpkernels
+from tpkernels.ops.gpu import tuning_cache
+from tpkernels.ops.gpu.limits import Limits
 
 LIMITS = Limits(132, 232448, 50 << 20, 32)
 EXAMPLES_PER_READER = 150

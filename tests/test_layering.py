@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "tpkernels"
+from tests.support.programs import ROOT, run
+
+PACKAGE = ROOT / "tpkernels"
 # Each room with the rooms that it may import besides itself; imports point one way.
 MAY_IMPORT = {
     "files": set(),
@@ -295,9 +295,7 @@ sys.stdout.write("inert")
 def test_importing_runs_nothing(triton: str) -> None:
     if triton == "as-installed" and importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = str(PACKAGE.parent)
-    done = subprocess.run([sys.executable, "-c", INERT, triton], env=env, capture_output=True, text=True, timeout=120)
+    done = run("-c", INERT, triton)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "inert"
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from marks import DEVICE
+from deit.model import DeiT, DeiTConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import tpkernels
+from tests.support.marks import DEVICE
 from tpkernels import TokenPool, patch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-from deit.model import DeiT, DeiTConfig
 
 KEEP = [40, None, 20, None]
 METHODS = ("ward", "kmeans", "kmedoids", "topk", "importance", "random", "grid", "bipartite")

@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-import compilations
 import pytest
-from marks import RUNS_TRITON
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import compilations
+from tests.support.marks import RUNS_TRITON
+from tests.support.programs import ROOT
+
 COLLECT = """
 import sys
 
@@ -21,22 +21,23 @@ import pytest
 import torch
 
 torch.cuda.is_available = lambda: {cuda}
-raise SystemExit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "-m", {mark!r}, "tests"]))
+raise SystemExit(pytest.main(["--collect-only", "-q", "-n0", "-p", "no:cacheprovider", "-m", {mark!r}, "tests"]))
 """
 OTHER_STARTS = "another start of the same method is another kernel, and reads tokens by the same lines"
 OWN_PROCESS = "it starts the interpreter in a process of its own, with a GPU beside it, too"
 # Tests that stay in the interpreter, and why.
 INTERPRETER_ONLY = {
     "test_sanitizer.py::*": "the memory checker watches the interpreter",
-    "test_agreement.py::test_every_step_of_1000_problems_in_the_interpreter[*]": "..._on_the_gpu has larger problems",
-    "test_autotune.py::test_all_of_it_in_the_interpreter[*]": OWN_PROCESS,
-    "test_device_steps.py::*": OWN_PROCESS,
-    "test_properties.py::test_empty_shapes[*]": OTHER_STARTS,
-    "test_properties.py::test_channels[*]": OTHER_STARTS,
-    "test_properties.py::test_half_types_compute_in_float32[*]": OTHER_STARTS,
-    "test_properties.py::test_weights_of_half_types[*]": OTHER_STARTS,
-    "test_properties.py::test_strides_do_not_count[*]": OTHER_STARTS,
-    "test_hostile.py::test_one_token_and_one_channel[*]": OTHER_STARTS,
+    "test_patching.py::*": "the guard is the interpreter's",
+    "ops/test_agreement.py::test_every_step_of_1000_problems_in_the_interpreter[*]": "on a GPU problems are larger",
+    "tools/test_autotune.py::test_all_of_it_in_the_interpreter[*]": OWN_PROCESS,
+    "benchmarks/device/test_steps.py::*": OWN_PROCESS,
+    "ops/test_samples.py::test_empty_shapes[*]": OTHER_STARTS,
+    "ops/test_models_tokens.py::test_channels[*]": OTHER_STARTS,
+    "ops/test_models_tokens.py::test_half_types_compute_in_float32[*]": OTHER_STARTS,
+    "ops/test_models_tokens.py::test_weights_of_half_types[*]": OTHER_STARTS,
+    "ops/test_models_tokens.py::test_strides_do_not_count[*]": OTHER_STARTS,
+    "ops/test_hostile.py::test_one_token_and_one_channel[*]": OTHER_STARTS,
 }
 # Kernels that the whole selection compiles: some 10 s of a core each for those of whole samples, 2 s for the others.
 MOST_LARGE, MOST = 200, 420

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.programs import ROOT
+
 # Each room with the rooms that it may import besides itself. The package, and what is installed, is free to all.
 MAY_IMPORT = {
     "tools": set(),

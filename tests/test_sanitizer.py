@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from marks import interpreter_marks
+
+from tests.support.marks import interpreter_marks
 
 pytestmark = interpreter_marks("the memory checker watches the interpreter")
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.programs import ROOT
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

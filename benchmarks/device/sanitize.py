@@ -1,7 +1,7 @@
 """compute-sanitizer's memcheck over small launches of the kernels.
 
-Its racecheck sees shared memory alone, and these kernels' state is in global memory: `tests/test_races.py` reads the
-compiled code for that.
+Its racecheck sees shared memory alone, and these kernels' state is in global memory: `tests/kernels/test_races.py`
+reads the compiled code for that.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--targets", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)}; all by default")
     parser.add_argument("--kernels", default="", help="names of kernels, with commas; all by default")
     parser.add_argument("--json", type=Path, help="file for the rows, one JSON object a line")
-    parser.add_argument("--ttgir", type=Path, help="folder for the TTGIR of each row: go no further than that")
+    parser.add_argument("--ttgir", type=Path, help="folder for the TTGIR of each row")
     parser.add_argument("--calls", default="", help="pattern for the names of calls; all by default")
     parser.add_argument("--smoke", action="store_true", help="only the few calls that the race test reads")
     parser.add_argument("--workers", type=int, default=WORKERS)

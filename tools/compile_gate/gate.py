@@ -15,7 +15,7 @@ from tpkernels.ops.gpu.resident_tiles import program_registers
 
 from .calls import calls
 from .launches import configuration, key, launches, source
-from .targets import TARGETS, family, gpu_ir, resources
+from .targets import TARGETS, family, resources
 
 # Shared memory that a block may have on consumer GPUs, and on the oldest.
 SMALL_LIMITS = {"99K": 99 << 10, "64K": 64 << 10}
@@ -38,7 +38,7 @@ def compiled(
         names: targets.
         kernels: names of kernels to keep, all where there are none.
         places: calls to make, by their places in `calls()`.
-        ttgir: folder that takes the TTGIR of each kernel, which then is compiled no further.
+        ttgir: folder that takes the TTGIR of each kernel, in a file that its row names.
         workers: processes.
     """
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
@@ -109,15 +109,14 @@ def _compile(task: _Task) -> tuple[int, dict[str, Any]]:
     device = GPUTarget(target.backend, target.arch, target.limits.warp)
     built = None
     try:
-        if task.ttgir is not None:
-            name = f"{task.target}.{task.number}.{task.about['kernel']}.ttgir"
-            (task.ttgir / name).write_text(gpu_ir(made, target, options))
-        else:
-            built = compile(made, target=device, options=options)
+        built = compile(made, target=device, options=options)
     except Exception as error:
         # Whatever the compiler raises is the row's result: the gate goes on, and fails at the end.
         row["error"] = f"{type(error).__name__}: {_gist(str(error))}"
     row["seconds"] = time.perf_counter() - began
+    if built is not None and task.ttgir is not None:
+        row["ttgir"] = f"{task.target}.{task.number}.{task.about['kernel']}.ttgir"
+        (task.ttgir / row["ttgir"]).write_text(built.asm["ttgir"])
     if built is not None:
         found = resources(built, target)
         row |= found._asdict() | {

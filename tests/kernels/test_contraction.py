@@ -1,0 +1,52 @@
+"""Ward's distances, compiled: no product is fused with the sum it goes into.
+
+`fma(x, d, round(y e))` rounds otherwise than its mirror image `fma(y, e, round(x d))`, and two clusters that do not
+agree on what lies between them can wait for each other for ever. The interpreter fuses nothing, so the PTX is read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from tests.support.programs import ROOT, run
+
+WARD = (ROOT / "tpkernels" / "kernels" / "resident" / "ward.py").read_text().splitlines()
+# The line that adds what the mirror image has the other way round, and the line of its product by columns.
+SUM, PRODUCT = (
+    next(place for place, line in enumerate(WARD, 1) if text in line)
+    for text in ("b_d += tl.where(m_low, b_row, b_col)", "b_col = b_u_r * (1 - b_u)")
+)
+
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
+
+
+@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
+def launches(request: pytest.FixtureRequest) -> dict[bool, dict[int, list[str]]]:
+    """Float32 operations by line of Ward's kernel as shipped (False) and with contraction allowed (True)."""
+    done = run("-m", "tests.support.contraction", request.param)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 2
+    return {bool(row["fused"]): {int(line): found for line, found in row["operations"].items()} for row in rows}
+
+
+def contracted(found: dict[int, list[str]]) -> list[tuple[int, str]]:
+    """Fused operations, and those that the assembler may still fuse, since they name no rounding of their own."""
+    return [(line, name) for line, names in found.items() for name in names if "fma" in name or ".rn" not in name]
+
+
+def test_wards_distances_are_not_contracted(launches: dict[bool, dict[int, list[str]]]) -> None:
+    found = launches[False]
+    assert found[SUM] and found[PRODUCT] and sum(map(len, found.values())) > 50
+    assert contracted(found) == []
+
+
+def test_with_contraction_the_sum_would_be(launches: dict[bool, dict[int, list[str]]]) -> None:
+    lines = {line for line, _ in contracted(launches[True])}
+    assert SUM in lines and any("fma" in name for names in launches[True].values() for name in names)

@@ -1,0 +1,27 @@
+"""Every kernel once on a small problem, for compute-sanitizer: `compute-sanitizer --tool memcheck python -m THIS`."""
+
+from __future__ import annotations
+
+import torch
+
+import tpkernels
+
+
+def main() -> None:
+    """Clusters with each method and a mask, takes means and their gradients, on the GPU."""
+    torch.manual_seed(0)
+    for n, k in ((50, 20), (300, 100)):
+        x = torch.randn(2, n, 24, device="cuda", requires_grad=True)
+        weight = torch.rand(2, n, device="cuda", requires_grad=True)
+        mask = torch.arange(n, device="cuda") < torch.tensor([[n], [n - 7]], device="cuda")
+        tpkernels.ward(x, k, weight, mask=mask, backend="triton")
+        for cluster in (tpkernels.kmeans, tpkernels.kmedoids):
+            for init in ("topk", "farthest", "strided"):
+                cluster(x, k, weight, init=init, mask=mask, backend="triton")
+        label = torch.randint(0, k, (2, n), device="cuda")
+        tpkernels.cluster_mean(x, label, k, weight).square().sum().backward()
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
