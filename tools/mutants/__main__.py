@@ -1,0 +1,5 @@
+"""`python -m tools.mutants`."""
+
+from .command import main
+
+raise SystemExit(main())
