@@ -13,8 +13,8 @@ from .run import ROOT, Copy, Outcome, commit
 from .table import MUTANTS, WHY
 
 DESCRIPTION = """Plants the mutants of tools/mutants/ one after another in a copy of the checkout, and runs the tests of
-the mutated room; on what those do not see the room's slow tests, if it has any, then the quick suite, then the full one.
-A row is written as soon as it is known, and a run that was cut off goes on where it stopped."""
+the mutated room; on what those do not see the room's slow tests, if it has any, then the quick suite, then the full
+one. A row is written as soon as it is known, and a run that was cut off goes on where it stopped."""
 
 
 def judge(copy: Copy, mutant: Mutant, most: str) -> tuple[str | None, Outcome]:

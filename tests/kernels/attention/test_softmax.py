@@ -159,6 +159,17 @@ def test_a_mask_is_a_slice_whatever_the_padding_holds(regime: str) -> None:
         assert out[:, :, 18:].eq(0).all() and significance[:, 18:].eq(0).all()
 
 
+def test_a_key_of_size_0_may_hold_anything(regime: str) -> None:
+    q, k, v = draw(2, 2, 9, WIDTH)
+    size, _ = sizes_and_mask(2, 9, "sized")
+    size = torch.where(torch.arange(9, device=DEVICE) < 6, size, 0)
+    gone = (size == 0)[:, None, :, None]
+    found, expected = (
+        attend(q, k.masked_fill(gone, filled), v.masked_fill(gone, filled), size) for filled in (math.nan, 0.0)
+    )
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("options", ["masked", "sized"])
 def test_nothing_to_attend_to_gives_zeros(regime: str, options: str, poisoned: None) -> None:
     inputs = draw(2, 2, 19, WIDTH)
