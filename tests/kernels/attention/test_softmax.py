@@ -159,6 +159,15 @@ def test_a_mask_is_a_slice_whatever_the_padding_holds(regime: str) -> None:
         assert out[:, :, 18:].eq(0).all() and significance[:, 18:].eq(0).all()
 
 
+def test_padding_may_come_first(regime: str) -> None:
+    mask = torch.arange(21, device=DEVICE).expand(2, 21) >= torch.tensor([[5], [12]], device=DEVICE)
+    q, k, v = padded(draw(2, 2, 21, 5, e=7), mask)
+    out, significance = attend(q, k, v, None, mask, scale=0.3)
+    expected, received = naive(q, k, v, None, mask, scale=0.3)
+    close(out, expected, TOLERANCE[q.dtype])
+    close(significance, received, RECEIVED)
+
+
 def test_a_key_of_size_0_may_hold_anything(regime: str) -> None:
     q, k, v = draw(2, 2, 9, WIDTH)
     size, _ = sizes_and_mask(2, 9, "sized")
