@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("numba")
 
+import numba
 from filelock import FileLock, Timeout
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
@@ -20,8 +21,10 @@ from tpkernels.ops.cpu.loop_store import LOCK_NAME, LoopStore
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[[], Any]:
-    """Compiles one function of one file, as a process that has just started does."""
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Compiles one function of one file, as a process that has just started does, and stores it beside the file."""
+    # What NUMBA_CACHE_DIR has set.
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     path = tmp_path / "loops.py"
     path.write_text("def double(x):\n    return 2 * x\n")
 
