@@ -184,6 +184,12 @@ CASES = [
         (r"^k\b", r"\[2, 3, 6, 4\]", r"\[2, 3, 5, 4\]"),
     ),
     Case(
+        "attention-k-channels",
+        lambda: attention(HEADS, HEADS[..., :3], HEADS),
+        ValueError,
+        (r"^k\b", "shape of q", r"\[2, 3, 6, 4\]", r"\[2, 3, 6, 3\]"),
+    ),
+    Case(
         "attention-v-shape",
         lambda: attention(HEADS, HEADS, HEADS[:, :2]),
         ValueError,
