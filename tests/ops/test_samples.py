@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.marks import sized
+from tests.support.marks import interpreter_marks, sized
 from tests.support.pooled import PRUNERS, Case, canonical, case_of_each_method, each_case, each_clusterer, pool
 from tests.support.strategies import make
 from tests.support.tolerances import assert_values
-from tpkernels import reference
+from tpkernels import TokenPool, reference
 
 
 @each_case
@@ -172,3 +172,17 @@ def test_empty_shapes(case: Case, shape: tuple[int, int, int], backend: str, dev
             assert 0 <= int(found.label.max()) < width
         if case.clusters:
             assert found.info.n_iter.shape == found.info.loss.shape == (b,)
+
+
+ONE_MORE = interpreter_marks("another form of the kernel to compile")
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=ONE_MORE)])
+def test_a_cluster_of_tokens_without_size_has_none(backend: str, device: torch.device) -> None:
+    x = torch.tensor([0.0, 0.1, 0.2, 10.0, 10.1, 10.2], device=device)[None, :, None]
+    sizes = torch.tensor([[1.0, 2.0, 3.0, 0.0, 0.0, 0.0]], device=device)
+    pool = TokenPool(2, "kmeans", num_prefix_tokens=0, backend=backend)
+    tokens, pooled = pool(x, sizes=sizes)
+    assert pooled.tolist() == [[6.0, 0.0]]
+    # Its members count equally.
+    torch.testing.assert_close(tokens.cpu()[0, 1], torch.tensor([10.1]))

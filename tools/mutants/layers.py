@@ -107,11 +107,7 @@ LAYERS = (
         "return total.clamp(min=0).to(size.dtype)",
         "return total.to(size.dtype)",
         "clusters of size 0 have a negative size",
-        (
-            "tests/ops/test_samples.py::test_weights_of_zero_are_equal_weights",
-            "tests/ops/test_properties.py::test_sizes_add_up_over_layers",
-            "tests/ops/test_samples.py",
-        ),
+        ("tests/ops/test_samples.py::test_a_cluster_of_tokens_without_size_has_none",),
     ),
     Mutant(
         "layer-prefix",
