@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(mutants: Sequence[Mutant], output: Path, most: str, workers: int) -> None:
-    """Writes a row for each of the mutants; then runs the tests that failed once more, without any mutant.
+    """Writes a row for each of the mutants; then runs the tests that all rows name once more, without any mutant.
 
     Raises:
         SystemExit: one of those fails without a mutant too.
@@ -85,8 +85,7 @@ def measure(mutants: Sequence[Mutant], output: Path, most: str, workers: int) ->
             if suite is not None or most == "full":
                 rows.append(output, row)
             print(f"{mutant.name}: {suite or 'survives'} {row.test or ''} {row.seconds:.0f} s", flush=True)
-        names = {mutant.name for mutant in mutants}
-        failed = sorted({row.test for row in rows.read(output).values() if row.test and row.name in names})
+        failed = sorted({row.test for row in rows.read(output).values() if row.test})
         if failed:
             sound = copy.test(failed, parallel=workers > 1)
             if sound.failed is not None:
