@@ -13,15 +13,9 @@ from .gpu import attention as gpu_attention
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float | None,
-    need_significance: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None, scale: float | None,
+    need_significance: bool, backend: str,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Out [B, H, N, e] and significance [B, N] of a backend; arguments as those of `attention_torch`."""
     if backend == "torch" or transformed(q):
         return attention_torch(q, k, v, key_size, mask, scale, need_significance)
@@ -46,16 +40,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor, Ten
 
 @torch.library.custom_op("tpkernels::attention_backward", mutates_args=())
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_size: Tensor | None,
+    mask: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of out to q, k, v; see `attention_launch.attend_backward`."""
     return gpu_attention.attend_backward(grad, q, k, v, out, lse, key_size, mask, scale)
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from ..context import may_look
 from ..problem import Found, Samples, Spec
 from .means import cluster_mean, gather_tokens, moved_means, nearest_members
-from .numbering import canonical_order, renumber
-from .segments import members_of, of_cluster
+from .segments import canonical_order, members_of, of_cluster, renumber
 from .swap import own, swap
 
 # Scores [B, K, T] of a tile of tokens stay below this many elements.

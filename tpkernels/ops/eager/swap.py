@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ..context import may_look
 from ..problem import Found, Samples
-from .numbering import canonical_order, renumber
-from .segments import segment_sum
+from .segments import canonical_order, renumber, segment_sum
 
 # Passes over all tokens, at most.
 PASSES = 8

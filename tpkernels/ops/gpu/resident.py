@@ -137,17 +137,10 @@ def _any(tensor: Tensor, stand_in: Tensor) -> Tensor:
 
 
 def _three(
-    fills: tuple[Tensor, ...],
-    out: Tensor,
-    outs: tuple[Tensor, ...],
-    room: Tensor,
-    counters: Tensor,
-    sizes: tuple[int, ...],
-    steps: tuple[int, ...],
-    tiles: dict[str, Any],
-    kinds: dict[str, Any],
+    fills: tuple[Tensor, ...], out: Tensor, outs: tuple[Tensor, ...], room: Tensor, counters: Tensor,
+    sizes: tuple[int, ...], steps: tuple[int, ...], tiles: dict[str, Any], kinds: dict[str, Any],
     options: dict[str, int],
-) -> None:
+) -> None:  # fmt: skip
     """The three launches: a program for each tile of the Gram matrices, each sample, each block of channels."""
     from ...kernels.resident.launch import cluster_kernel, gram_kernel, pool_kernel
 
