@@ -29,7 +29,7 @@ def attention(
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None, scale: float, need_significance: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Out, significance and lse of `attention_launch.attend`; differentiable in q, k, v through out alone."""
+    """Out, significance and lse of `gpu.attention.attend`; differentiable in q, k, v through out alone."""
     return gpu_attention.attend(q, k, v, key_size, mask, scale, need_significance)
 
 
@@ -43,7 +43,7 @@ def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_size: Tensor | None,
     mask: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of out to q, k, v; see `attention_launch.attend_backward`."""
+    """Gradients of out to q, k, v; see `gpu.attention.attend_backward`."""
     return gpu_attention.attend_backward(grad, q, k, v, out, lse, key_size, mask, scale)
 
 

@@ -82,8 +82,9 @@ def kmedoids(samples: Samples, start: Tensor, spec: Spec, steps: Steps) -> Found
     else:
         label = own(samples, find(medoid), medoid)
     order = canonical_order(label, k)
-    found = Found(renumber(label, order), progress.n_iter, medoids=medoid.gather(1, order))
-    return swap(samples, gram, found) if spec.swaps and gram is not None else found
+    medoid = medoid.gather(1, order)
+    found = Found(renumber(label, order), progress.n_iter, medoids=medoid)
+    return swap(samples, gram, found, medoid) if spec.swaps and gram is not None else found
 
 
 def nearest(x: Tensor, center: Tensor, dead: Tensor) -> Tensor:

@@ -57,11 +57,6 @@ def splits(batch: int, n: int, scratch: int, limits: Limits) -> bool:
     return power_of_two(n, 16) > ONE_LAUNCH_WIDTH and small
 
 
-def launches(batch: int, n: int, scratch: int, limits: Limits) -> int:
-    """Kernel launches that a batch takes: none, one or three."""
-    return 0 if 0 in (batch, n) else 3 if splits(batch, n, scratch, limits) else 1
-
-
 def cluster(tensors: Tensors, spec: Spec) -> Results:
     """`kernels.resident.launch`: the results of `ops.cluster`, for k <= N."""
     from ...kernels.resident import codes
