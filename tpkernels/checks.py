@@ -79,22 +79,23 @@ def mask(value: Tensor | None, x: Tensor, name: str = "mask", of: str = "x") -> 
 
 def labels(value: Tensor, x: Tensor) -> None:
     """value is an int64 tensor [B, N]."""
-    _tensor("assignment", value)
-    if value.dtype != torch.int64:
-        raise TypeError(f"assignment must be an int64 tensor, got {value.dtype}")
-    if value.shape != x.shape[:2]:
-        raise ValueError(f"assignment must have shape {list(x.shape[:2])} to fit x {_shape(x)}, got {_shape(value)}")
-    same_device("assignment", value, x)
+    fits = isinstance(value, Tensor) and value.shape == x.shape[:2]
+    _labels(value, fits, list(x.shape[:2]), "x", x)
 
 
 def labels_over(value: Tensor, y: Tensor) -> None:
     """value is an int64 tensor [B, N] that points into y [B, K, D]."""
+    fits = isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == y.shape[0]
+    _labels(value, fits, f"[{y.shape[0]}, N]", "y", y)
+
+
+def _labels(value: Tensor, fits: bool, expected: object, name: str, of: Tensor) -> None:
     _tensor("assignment", value)
     if value.dtype != torch.int64:
         raise TypeError(f"assignment must be an int64 tensor, got {value.dtype}")
-    if value.dim() != 2 or value.shape[0] != y.shape[0]:
-        raise ValueError(f"assignment must have shape [{y.shape[0]}, N] to fit y {_shape(y)}, got {_shape(value)}")
-    same_device("assignment", value, y, "y")
+    if not fits:
+        raise ValueError(f"assignment must have shape {expected} to fit {name} {_shape(of)}, got {_shape(value)}")
+    same_device("assignment", value, of, name)
 
 
 def label_range(value: Tensor, k: int) -> None:
@@ -104,6 +105,24 @@ def label_range(value: Tensor, k: int) -> None:
     low, high = int(value.min()), int(value.max())
     if low < -1 or high >= k:
         raise ValueError(f"assignment must lie in -1..{k - 1} (-1: no cluster), got {low}..{high}")
+
+
+def clusters(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None) -> None:
+    """assignment [B, N] names k clusters of tokens x [B, N, D], whose weights are None or [B, N]."""
+    tokens(x)
+    labels(assignment, x)
+    count("k", k, 1)
+    label_range(assignment, k)
+    per_token("weight", weight, x)
+
+
+def centers(x: Tensor, value: Tensor, valid: Tensor | None, center_valid: Tensor | None) -> None:
+    """value [B, K, D] are centers for tokens x [B, N, D], with masks [B, N] and [B, K] or None."""
+    tokens(x)
+    like_tokens("centers", value, x)
+    count("the number of centers", value.shape[1], 1)
+    mask(valid, x)
+    mask(center_valid, value, "center_mask", "centers")
 
 
 def count(name: str, value: int, least: int) -> None:

@@ -22,10 +22,10 @@ PAIRS = [("ward", "ward"), *((method, init) for method in ("kmeans", "kmedoids")
 def spy(monkeypatch: pytest.MonkeyPatch, run: bool = True) -> list[Spy.Launch]:
     """Watches every kernel that a clustering and its gradient launch; without `run` they are only counted."""
     from tpkernels.kernels.resident import launch as kernels
-    from tpkernels.kernels.streaming import means_backward
+    from tpkernels.kernels.streaming import means
 
     launches: list[Spy.Launch] = []
-    for module, name in (*((kernels, name) for name in RESIDENT), (means_backward, "cluster_mean_backward_kernel")):
+    for module, name in (*((kernels, name) for name in RESIDENT), (means, "cluster_mean_backward_kernel")):
         monkeypatch.setattr(module, name, Spy(getattr(module, name), launches, run))
     return launches
 

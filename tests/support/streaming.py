@@ -20,11 +20,10 @@ from tpkernels.ops.problem import Spec, Tensors
 
 METHODS = ("kmeans", "kmedoids")
 NAMES = {
-    "means": ("chunk_mean_kernel", "segment_mean_kernel"),
+    "means": ("chunk_mean_kernel", "segment_mean_kernel", "cluster_mean_backward_kernel"),
     "halves": ("split_tokens_kernel",),
     "assign": ("assign_kernel",),
     "medoids": ("member_cost_kernel", "medoid_kernel", "medoid_centres_kernel"),
-    "means_backward": ("cluster_mean_backward_kernel",),
 }
 FEW = settings(max_examples=6)
 

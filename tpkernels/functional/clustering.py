@@ -60,14 +60,9 @@ def _clusters(
     # The weights' gradient comes from the means alone.
     tensors = Tensors(x, None if weight is None else weight.detach(), weight, mask, start)
     found = cluster(tensors, Spec(k, method, kind, "center", max_iter, swaps), chosen)
-    return Clusters(
-        found.assignment,
-        found.tokens,
-        found.medoids if method == "kmedoids" else None,
-        found.loss,
-        found.n_iter,
-        found.heights if method == "ward" else None,
-    )
+    medoids = found.medoids if method == "kmedoids" else None
+    heights = found.heights if method == "ward" else None
+    return Clusters(found.assignment, found.tokens, medoids, found.loss, found.n_iter, heights)
 
 
 def explain_backend(x: Tensor, method: str = "kmedoids") -> tuple[str, str]:

@@ -55,11 +55,7 @@ def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None, *, center_mas
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, or no centers.
     """
-    checks.tokens(x)
-    checks.like_tokens("centers", centers, x)
-    checks.count("the number of centers", centers.shape[1], 1)
-    checks.mask(mask, x)
-    checks.mask(center_mask, centers, "center_mask", "centers")
+    checks.centers(x, centers, mask, center_mask)
     return _assign(x, centers, mask, center_mask)
 
 
@@ -72,11 +68,7 @@ def medoid_update(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None =
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, k < 1, or an assignment outside -1..k-1 (seen on the CPU).
     """
-    checks.tokens(x)
-    checks.labels(assignment, x)
-    checks.count("k", k, 1)
-    checks.label_range(assignment, k)
-    checks.per_token("weight", weight, x)
+    checks.clusters(x, assignment, k, weight)
     x = x.detach().to(compute_dtype(x))
     # Tokens of no cluster may hold NaN, and 0 * NaN is NaN, so they become 0.
     labelled = (assignment >= 0)[..., None]
@@ -96,11 +88,7 @@ def cluster_mean(x: Tensor, assignment: Tensor, k: int, weight: Tensor | None = 
         ValueError: an argument of the wrong shape, k < 1, an assignment outside -1..k-1, negative weights (seen on the
             CPU).
     """
-    checks.tokens(x)
-    checks.labels(assignment, x)
-    checks.count("k", k, 1)
-    checks.label_range(assignment, k)
-    checks.per_token("weight", weight, x)
+    checks.clusters(x, assignment, k, weight)
     return _mean(x, assignment, k, weight, checks.backend("auto", x, "mean"))[0]
 
 
@@ -134,10 +122,6 @@ def chamfer_loss(
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, no centers, or negative weights (seen on the CPU).
     """
-    checks.tokens(x)
-    checks.like_tokens("centers", centers, x)
-    checks.count("the number of centers", centers.shape[1], 1)
+    checks.centers(x, centers, mask, center_mask)
     checks.per_token("weight", weight, x)
-    checks.mask(mask, x)
-    checks.mask(center_mask, centers, "center_mask", "centers")
     return distances.objective(x, centers, _assign(x, centers, mask, center_mask), weight)

@@ -1,9 +1,8 @@
 """Token Pooling in existing models: found by their structure, changed reversibly."""
 
 from .calibration import reconstruction_errors
+from .inspect import Summary, schedule_of, summary, trace
 from .patch import patch, unpatch
-from .patched import schedule_of, summary, trace
-from .report import Summary
 from .source_map import Trace
 
 __all__ = ["Summary", "Trace", "patch", "reconstruction_errors", "schedule_of", "summary", "trace", "unpatch"]

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..functional import unpool
 from ..modules import TokenPool, with_prefix
 from ..names import PRUNERS
-from .hooks import with_hooks
 from .plan import Family, Plan
 from .source_map import Step, Trace, compose
 
@@ -135,36 +134,54 @@ def run_block(
     """
 
     def run(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return _run(family, block, x, sizes, pool, proportional, position)
+        scores = pool is not None and pool.needs_significance
+        update, significance, keys = family.attention(block, x, sizes if proportional else None, scores)
+        x = x + update
+        if pool is None:
+            return x + family.mlp(block, x), sizes, None
+        # ToMe matches tokens by their keys, averaged over the heads.
+        metric = keys.mean(1) if pool.method == "bipartite" else None
+        given = sizes
+        if given is None and pool.method not in PRUNERS:
+            given = x.new_ones(x.shape[:2], dtype=torch.float32)
+        if position == "block":
+            x = x + family.mlp(block, x)
+        found = pool.pool(x, significance, sizes=given, metric=metric)
+        x = found.tokens
+        if position == "attention":
+            x = x + family.mlp(block, x)
+        return x, found.sizes, found.label
 
     return with_hooks(block, run, x)
 
 
-def _run(
-    family: Family,
-    block: Any,
-    x: Tensor,
-    sizes: Tensor | None,
-    pool: TokenPool | None,
-    proportional: bool,
-    position: str,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    scores = pool is not None and pool.needs_significance
-    update, significance, keys = family.attention(block, x, sizes if proportional else None, scores)
-    x = x + update
-    if pool is None:
-        return x + family.mlp(block, x), sizes, None
-    # ToMe matches tokens by their keys, averaged over the heads.
-    metric = keys.mean(1) if pool.method == "bipartite" else None
-    if sizes is None and pool.method not in PRUNERS:
-        sizes = x.new_ones(x.shape[:2], dtype=torch.float32)
-    if position == "block":
-        x = x + family.mlp(block, x)
-    found = pool.pool(x, significance, sizes=sizes, metric=metric)
-    x = found.tokens
-    if position == "attention":
-        x = x + family.mlp(block, x)
-    return x, found.sizes, found.label
+def with_hooks(block: nn.Module, run: Callable[[Tensor], tuple[Any, ...]], x: Tensor) -> tuple[Any, ...]:
+    """Runs `run(x)` between the forward hooks of `block`, in place of its own forward.
+
+    Sharding (FSDP) and feature extraction rely on forward hooks.
+
+    Args:
+        run: takes the tokens, and returns the new tokens first; what else it returns is not passed to hooks.
+        x: tokens [B, N, D].
+    """
+    if not block._forward_pre_hooks and not block._forward_hooks:
+        return run(x)
+    args: Any = (x,)
+    kwargs: dict[str, Any] = {}
+    for key, hook in list(block._forward_pre_hooks.items()):
+        if key in block._forward_pre_hooks_with_kwargs:
+            args, kwargs = hook(block, args, kwargs) or (args, kwargs)
+        else:
+            changed = hook(block, args)
+            args = args if changed is None else changed if isinstance(changed, tuple) else (changed,)
+    tokens, *rest = run(args[0])
+    for key, after in list(block._forward_hooks.items()):
+        if key in block._forward_hooks_with_kwargs:
+            changed = after(block, args, kwargs, tokens)
+        else:
+            changed = after(block, args, tokens)
+        tokens = tokens if changed is None else changed
+    return (tokens, *rest)
 
 
 def install(container: nn.Module, plan: Plan) -> None:

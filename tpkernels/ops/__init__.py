@@ -1,1 +1,1 @@
-"""One file an operation: its registration, its launcher and its vectorised torch twin."""
+"""The registered operations, the choice of a backend, and a room for each place where code runs: eager, cpu, gpu."""

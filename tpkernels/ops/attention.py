@@ -13,15 +13,9 @@ from .gpu import attention as gpu_attention
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float | None,
-    need_significance: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None, scale: float | None,
+    need_significance: bool, backend: str,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Out [B, H, N, e] and significance [B, N] of a backend; arguments as those of `attention_torch`."""
     if backend == "torch" or transformed(q):
         return attention_torch(q, k, v, key_size, mask, scale, need_significance)
@@ -35,7 +29,7 @@ def attention(
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None, scale: float, need_significance: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Out, significance and lse of `attention_launch.attend`; differentiable in q, k, v through out alone."""
+    """Out, significance and lse of `gpu.attention.attend`; differentiable in q, k, v through out alone."""
     return gpu_attention.attend(q, k, v, key_size, mask, scale, need_significance)
 
 
@@ -46,17 +40,10 @@ def _(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor, Ten
 
 @torch.library.custom_op("tpkernels::attention_backward", mutates_args=())
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of out to q, k, v; see `attention_launch.attend_backward`."""
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_size: Tensor | None,
+    mask: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of out to q, k, v; see `gpu.attention.attend_backward`."""
     return gpu_attention.attend_backward(grad, q, k, v, out, lse, key_size, mask, scale)
 
 

@@ -54,11 +54,8 @@ def has_numba() -> bool:
 
 @functools.cache
 def _tell_of_numba() -> None:
-    warnings.warn(
-        "tpkernels: numba is not installed, so clustering on a CPU takes 3 to 4 times as long: pip install numba",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    text = "numba is not installed, so clustering on a CPU takes 3 to 4 times as long: pip install numba"
+    warnings.warn(f"tpkernels: {text}", RuntimeWarning, stacklevel=2)
 
 
 def torch_primitives(x: Tensor) -> Primitives:

@@ -125,14 +125,13 @@ def _run(tensors: Tensors, spec: Spec, using: Primitives) -> Results:
     samples, found = _found(tensors, spec, using)
     x, k, plain = tensors.x, spec.k, samples.plain
     b, n = x.shape[:2]
-    n_iter = found.n_iter
+    n_iter = found.n_iter if plain is None else torch.where(plain, 0, found.n_iter)
     if plain is None:
         label = samples.only_valid(found.label)
         source = label if found.source is None else found.source
     else:
         label = override_plain(samples, found.label)
         source = label if found.source is None else torch.where(plain[:, None], label, found.source)
-        n_iter = torch.where(plain, 0, n_iter)
     gathers, medoids = spec.gathers, None
     if spec.has_medoids:
         medoids = found.medoids

@@ -19,7 +19,9 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def full_precision(x: Tensor) -> AbstractContextManager:
     """Keeps autocast from turning the products inside an operation into half precision."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
+    # Entering a context takes microseconds: outside a trace only where autocast is on.
+    wanted = _has_autocast(kind) and (torch.compiler.is_compiling() or torch.is_autocast_enabled(kind))
+    return torch.autocast(kind, enabled=False) if wanted else nullcontext()
 
 
 def _has_autocast(kind: str) -> bool:

@@ -129,24 +129,16 @@ class Results(NamedTuple):
 
 
 def allocate(x: Tensor, spec: Spec, *, totals: bool) -> Results:
-    """Results that nothing was written to yet, for k <= N.
-
-    Args:
-        totals: whether the backend tells what shares are taken of.
-    """
+    """Results that nothing was written to yet, for k <= N; totals: whether the backend has them."""
     b, n, d = x.shape
     dtype = compute_dtype(x)
     label = x.new_empty(b, n, dtype=torch.int64)
-    return Results(
-        x.new_empty(b, spec.k, d),
-        label,
-        torch.empty_like(label),
-        label.new_empty(b, spec.k if spec.has_medoids else 0),
-        x.new_empty(b if spec.output == "center" else 0, dtype=dtype),
-        label.new_empty(b),
-        x.new_empty(b, torch.sym_max(n - 1, 0) if spec.method == "ward" else 0, dtype=dtype),
-        x.new_empty(b, spec.k if totals else 0, dtype=dtype),
-    )
+    medoids = label.new_empty(b, spec.k if spec.has_medoids else 0)
+    loss = x.new_empty(b if spec.output == "center" else 0, dtype=dtype)
+    heights = x.new_empty(b, torch.sym_max(n - 1, 0) if spec.method == "ward" else 0, dtype=dtype)
+    total = x.new_empty(b, spec.k if totals else 0, dtype=dtype)
+    source, n_iter = torch.empty_like(label), label.new_empty(b)
+    return Results(x.new_empty(b, spec.k, d), source, label, medoids, loss, n_iter, heights, total)
 
 
 class Primitives(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.strategies import make
 from tests.support.tolerances import TOLERANCES, assert_values
 from tpkernels import PoolInfo, TokenPool, reference
-from tpkernels.ops.eager.hashing import uniform
+from tpkernels.ops.eager.baselines import uniform
 
 SHAPES = [(1, 1, 3), (2, 9, 1), (3, 16, 5), (2, 49, 8), (1, 35, 17), (2, 64, 3)]
 PRUNERS = ("topk", "importance", "random")

@@ -44,10 +44,10 @@ def over_samples(kernel: Callable[..., None], arguments: list[Any], b: int, elem
     """Calls `kernel(*arguments, first, last)` so that every sample of b lies in one range, on as many threads as torch.
 
     Args:
-        arguments: contiguous tensors, handed over as arrays, and numbers.
+        arguments: contiguous tensors without gradient, handed over as arrays, and numbers.
         elements: numbers that the call goes through; few are not worth a thread.
     """
-    arrays = [_array(one) if isinstance(one, Tensor) else one for one in arguments]
+    arrays = [one.numpy() if isinstance(one, Tensor) else one for one in arguments]
     count = max(1, min(torch.get_num_threads(), b, elements // SHARE_ELEMENTS))
     if count == 1:
         kernel(*arrays, 0, b)
@@ -69,10 +69,6 @@ def over_tokens(kernel: Callable[..., None], x: Tensor, arguments: list[Any]) ->
     per_sample, per_token, _ = x.stride()
     span = (b - 1) * per_sample + (n - 1) * per_token + d if x.numel() else 0
     over_samples(kernel, [x.detach().as_strided((span,), (1,)), per_sample, per_token, *arguments], b, b * n * d)
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
 
 
 def writable(label: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def kmedoids(samples: Samples, start: Tensor, spec: Spec) -> Found:
     label, n_iter, medoid = writable(start), start.new_zeros(b), start.new_full((b, k), n)
     _run(run_kmedoids, samples, gram, [label, medoid, n_iter, spec.max_iter, TIE[x.dtype]], k)
     found = Found(label, n_iter, medoids=medoid)
-    return swap(samples, gram, found) if spec.swaps else found
+    return swap(samples, gram, found, medoid) if spec.swaps else found
 
 
 def _run(loop: Any, samples: Samples, gram: Tensor, results: list[Any], k: int) -> None:

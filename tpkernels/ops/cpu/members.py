@@ -16,8 +16,8 @@ from .tokens import out_of_range
 def nearest_members(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> Tensor:
     """`eager.means.nearest_members`."""
     out = torch.empty(len(x), k, dtype=torch.int64)
-    weight = x.new_ones(x.shape[:2]) if weight is None else weight.to(x.dtype).contiguous()
-    arguments = [x.contiguous(), weight, label.contiguous(), out, TIE[x.dtype]]
+    weight = x.new_ones(x.shape[:2]) if weight is None else weight.detach().to(x.dtype).contiguous()
+    arguments = [x.detach().contiguous(), weight, label.contiguous(), out, TIE[x.dtype]]
     try:
         over_samples(write_medoids, arguments, len(x), 2 * x.numel())
     except IndexError:

@@ -14,12 +14,10 @@ from .jit import jit, over_samples
 from .tokens import loop_inputs
 
 
-def swap(samples: Samples, gram: Tensor, found: Found) -> Found:
+def swap(samples: Samples, gram: Tensor, found: Found, medoids: Tensor) -> Found:
     """`eager.swap.swap`."""
-    if found.medoids is None:
-        raise ValueError("found must be K-Medoids', got one without medoids")
     b, n = found.label.shape
-    label, medoid, count = found.label.clone(), found.medoids.clone(), torch.zeros(b, dtype=torch.int64)
+    label, medoid, count = found.label.clone(), medoids.clone(), torch.zeros(b, dtype=torch.int64)
     arguments = [gram, *loop_inputs(samples), label, medoid, count, PASSES, LEAST_GAIN[gram.dtype]]
     over_samples(run_swaps, arguments, b, PASSES * b * n * n)
     return numbered(found, label, medoid, count)

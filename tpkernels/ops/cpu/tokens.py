@@ -14,19 +14,22 @@ from torch import Tensor
 from ..problem import Samples
 from .jit import jit, over_tokens
 
+# What loops get for weights and masks that there are none of.
+NO_WEIGHT = {torch.float32: np.empty((0, 0), np.float32), torch.float64: np.empty((0, 0), np.float64)}
+NO_MASK = np.empty((0, 0), np.bool_)
+
 
 def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
     """`eager.samples.prepare`."""
     x = _wide(x)
     b, n, d = x.shape
-    given = x.new_empty(0, 0) if weight is None else weight.to(x.dtype).contiguous()
-    valid = torch.empty(0, 0, dtype=torch.bool) if mask is None else mask.contiguous()
+    given, valid = weights_of(weight, x), NO_MASK if mask is None else mask.contiguous()
     out, offset, scale = x.new_empty(b, n, d), x.new_empty(b, 1, d), x.new_empty(b)
     relative = given if weight is None else x.new_empty(b, n)
     counts, flags = torch.empty(2, b, dtype=torch.int64), torch.empty(2, b, dtype=torch.bool)
     over_tokens(prepare_samples, x, [given, valid, k, out, relative, counts, flags, offset, scale])
     (count, clusters), (finite, plain) = counts, flags
-    some = plain if bool(plain.any()) else None
+    some = plain if plain.numpy().any() else None
     return Samples(out, None if weight is None else relative, mask, count, clusters, finite, some, offset, scale)
 
 
@@ -64,9 +67,9 @@ def objective(x: Tensor, center: Tensor, label: Tensor, weight: Tensor | None) -
     return out
 
 
-def weights_of(weight: Tensor | None, x: Tensor) -> Tensor:
-    """Weights [B, N] in the dtype of x; [0, 0] for equal ones."""
-    return x.new_empty(0, 0) if weight is None else weight.to(x.dtype).contiguous()
+def weights_of(weight: Tensor | None, x: Tensor) -> Any:
+    """Weights [B, N] in the dtype of x; NO_WEIGHT for equal ones."""
+    return NO_WEIGHT[x.dtype] if weight is None else weight.detach().to(x.dtype).contiguous()
 
 
 def loop_inputs(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:

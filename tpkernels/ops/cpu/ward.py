@@ -14,6 +14,7 @@ import torch
 from ..eager.ward import MASS_FLOOR
 from ..problem import Found, Samples
 from .jit import jit, jit_without_nan, over_samples
+from .tokens import NO_MASK, NO_WEIGHT
 
 # Side of the tiles that are transposed: a tile and its mirror image fit the first-level cache.
 TILE = 16
@@ -21,15 +22,14 @@ TILE = 16
 
 def ward(samples: Samples, k: int) -> Found:
     """`eager.ward.ward`."""
-    x, weight, valid = samples.x, samples.weight, samples.valid
+    x, valid = samples.x, samples.valid
     b, n, _ = x.shape
     label, rounds = torch.empty(b, n, dtype=torch.int64), torch.empty(b, dtype=torch.int64)
     heights = x.new_empty(b, n - 1)
-    given = x.new_empty(0, 0) if weight is None else weight.contiguous()
-    there = torch.empty(0, 0, dtype=torch.bool) if valid is None else valid.contiguous()
-    found = label, rounds, heights
-    arguments = [torch.bmm(x, x.mT), given, there, samples.n_valid, samples.k, samples.finite, samples.scale, *found]
-    over_samples(run_ward, arguments, b, 4 * b * n * n)
+    given = NO_WEIGHT[x.dtype] if samples.weight is None else samples.weight.contiguous()
+    there = NO_MASK if valid is None else valid.contiguous()
+    rules = samples.n_valid, samples.k, samples.finite, samples.scale
+    over_samples(run_ward, [torch.bmm(x, x.mT), given, there, *rules, label, rounds, heights], b, 4 * b * n * n)
     return Found(label, rounds, heights=heights)
 
 

@@ -36,16 +36,8 @@ def attention_torch(
     probabilities either, and the significance costs the logits again. Half types compute in float32, except where
     nothing but out is wanted: that is SDPA in the type it is given.
 
-    Args:
-        q, k: [B, H, N, d]. v: [B, H, N, d_v]. Strided as a packed projection leaves them is as good as contiguous.
-        key_size: [B, N] >= 0, a constant; weighs keys and queries. 0 drops the key. None for ones.
-        mask: bool [B, N], False for padding, which may hold anything: dropped as keys, not counted as queries.
-        scale: of the logits; 1 / sqrt(d) where None.
-        need_significance: False for out alone.
-
-    Returns:
-        out [B, H, N, d_v] in q's dtype, zeros for masked queries and where a sample has no keys; significance [B, N]
-        float32, without gradient, which sums to H times the sizes' sum, or None.
+    Arguments and results are those of `tpkernels.attention`. q, k and v strided as a packed projection leaves them are
+    as good as contiguous. The significance sums to H times the sum of the sizes.
     """
     scale = q.shape[3] ** -0.5 if scale is None else scale
     size, bias, alive = _sizes_and_bias(key_size, mask, compute_dtype(q))

@@ -16,8 +16,7 @@ from torch import Tensor
 from ..context import may_look
 from ..problem import Found, Samples, Spec
 from .means import cluster_mean, gather_tokens, moved_means, nearest_members
-from .numbering import canonical_order, renumber
-from .segments import members_of, of_cluster
+from .segments import canonical_order, members_of, of_cluster, renumber
 from .swap import own, swap
 
 # Scores [B, K, T] of a tile of tokens stay below this many elements.
@@ -83,8 +82,9 @@ def kmedoids(samples: Samples, start: Tensor, spec: Spec, steps: Steps) -> Found
     else:
         label = own(samples, find(medoid), medoid)
     order = canonical_order(label, k)
-    found = Found(renumber(label, order), progress.n_iter, medoids=medoid.gather(1, order))
-    return swap(samples, gram, found) if spec.swaps and gram is not None else found
+    medoid = medoid.gather(1, order)
+    found = Found(renumber(label, order), progress.n_iter, medoids=medoid)
+    return swap(samples, gram, found, medoid) if spec.swaps and gram is not None else found
 
 
 def nearest(x: Tensor, center: Tensor, dead: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ TIE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
 
 
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
-    """Weighted mean [B, k, D] of each cluster's tokens, in x's dtype; without a gradient (see `ops.mean`).
+    """Weighted mean [B, k, D] of each cluster's tokens, in x's dtype; without a gradient (see `ops.cluster_mean`).
 
     `mu_c = sum_{i in c} w_i x_i / sum_{i in c} w_i`. Label -1 is left out; weights that sum to 0 count as equal ones; a
     cluster without members gives zeros.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Found, Samples, Spec
-from .numbering import stable_order
+from .segments import stable_order
 
 
 def labels_of(indices: Tensor, n: int, k: Tensor) -> Tensor:

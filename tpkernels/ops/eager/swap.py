@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ..context import may_look
 from ..problem import Found, Samples
-from .numbering import canonical_order, renumber
-from .segments import segment_sum
+from .segments import canonical_order, renumber, segment_sum
 
 # Passes over all tokens, at most.
 PASSES = 8
@@ -24,15 +23,13 @@ PASSES = 8
 LEAST_GAIN = {torch.float32: 2.0**-20, torch.float64: 2.0**-44}
 
 
-def swap(samples: Samples, gram: Tensor, found: Found) -> Found:
+def swap(samples: Samples, gram: Tensor, found: Found, medoids: Tensor) -> Found:
     """`found` of K-Medoids with its medoids swapped until no swap helps; n_iter counts the swaps too.
 
     Args:
-        gram: X X^T of the samples, [B, N, N].
+        gram: X X^T of the samples, [B, N, N]. medoids: those of `found`, [B, K].
     """
-    if found.medoids is None:
-        raise ValueError("found must be K-Medoids', got one without medoids")
-    return numbered(found, *_swapped(samples, gram, found.medoids))
+    return numbered(found, *_swapped(samples, gram, medoids))
 
 
 def numbered(found: Found, label: Tensor, medoid: Tensor, count: Tensor) -> Found:

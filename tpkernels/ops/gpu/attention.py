@@ -172,16 +172,9 @@ def _sum_parts(partial: Tensor, significance: Tensor, call: _Call) -> None:
 
 
 def attend_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    key_size: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_size: Tensor | None,
+    mask: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients to q, k [B, H, N, d] and v [B, H, N, e] from grad [B, H, N, e] of any strides; two launches."""
     from ...kernels.attention.backward import key_gradient_kernel, query_gradient_kernel
 

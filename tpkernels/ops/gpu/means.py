@@ -149,7 +149,7 @@ def cluster_mean_backward(
         grad: [B, K, D].
         total: [B, K] float32, what `cluster_mean` returned beside the means.
     """
-    from ...kernels.streaming.means_backward import cluster_mean_backward_kernel
+    from ...kernels.streaming.means import cluster_mean_backward_kernel
 
     b, k, d = grad.shape
     n = label.shape[1]

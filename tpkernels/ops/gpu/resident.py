@@ -57,11 +57,6 @@ def splits(batch: int, n: int, scratch: int, limits: Limits) -> bool:
     return power_of_two(n, 16) > ONE_LAUNCH_WIDTH and small
 
 
-def launches(batch: int, n: int, scratch: int, limits: Limits) -> int:
-    """Kernel launches that a batch takes: none, one or three."""
-    return 0 if 0 in (batch, n) else 3 if splits(batch, n, scratch, limits) else 1
-
-
 def cluster(tensors: Tensors, spec: Spec) -> Results:
     """`kernels.resident.launch`: the results of `ops.cluster`, for k <= N."""
     from ...kernels.resident import codes
@@ -137,17 +132,10 @@ def _any(tensor: Tensor, stand_in: Tensor) -> Tensor:
 
 
 def _three(
-    fills: tuple[Tensor, ...],
-    out: Tensor,
-    outs: tuple[Tensor, ...],
-    room: Tensor,
-    counters: Tensor,
-    sizes: tuple[int, ...],
-    steps: tuple[int, ...],
-    tiles: dict[str, Any],
-    kinds: dict[str, Any],
+    fills: tuple[Tensor, ...], out: Tensor, outs: tuple[Tensor, ...], room: Tensor, counters: Tensor,
+    sizes: tuple[int, ...], steps: tuple[int, ...], tiles: dict[str, Any], kinds: dict[str, Any],
     options: dict[str, int],
-) -> None:
+) -> None:  # fmt: skip
     """The three launches: a program for each tile of the Gram matrices, each sample, each block of channels."""
     from ...kernels.resident.launch import cluster_kernel, gram_kernel, pool_kernel
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..eager.lloyd import nearest
 from ..eager.means import gather_tokens, nearest_members
-from ..eager.numbering import canonical_order, renumber
 from ..eager.samples import prepare
+from ..eager.segments import canonical_order, renumber
 from ..eager.ward import ward
 from ..problem import Found, Primitives, Samples, Spec
 from .launch import on_device, power_of_two, strides
