@@ -139,7 +139,7 @@ LAYERS = (
     Mutant(
         "patch-hook",
         "missing update",
-        f"{INTEGRATIONS}/hooks.py",
+        f"{INTEGRATIONS}/blocks.py",
         "        tokens = tokens if changed is None else changed\n",
         "",
         "what a hook on a block returns is lost",
