@@ -50,16 +50,15 @@ def test_three_launches_where_samples_are_few_and_large(counted: list[Spy.Launch
             assert (gram.grid, cluster.grid, pool.grid) == ((b * tiles**2,), (b,), (b * blocks,))
 
 
-def test_the_number_of_launches_can_be_asked() -> None:
+def test_which_batches_take_three_launches() -> None:
     limits = Limits(processors=132, shared_bytes=227 << 10, l2_bytes=50 << 20, warp=32)
     megabyte = 1 << 20
-    assert resident.launches(0, 300, megabyte, limits) == resident.launches(4, 0, megabyte, limits) == 0
-    assert resident.launches(1, 256, megabyte, limits) == resident.launches(10**6, 256, megabyte, limits) == 1
-    assert resident.launches(1, 257, megabyte, limits) == resident.launches(1, 1024, megabyte, limits) == 3
+    assert not resident.splits(1, 256, megabyte, limits) and not resident.splits(10**6, 256, megabyte, limits)
+    assert resident.splits(1, 257, megabyte, limits) and resident.splits(1, 1024, megabyte, limits)
     # Enough samples to give every processor work, or more scratch than there may be.
-    assert resident.launches(264, 300, 1024, limits) == 3 and resident.launches(265, 300, 1024, limits) == 1
-    assert resident.launches(256, 300, megabyte, limits) == 3 and resident.launches(257, 300, megabyte, limits) == 1
-    assert resident.launches(4, 300, megabyte, limits._replace(processors=1)) == 1
+    assert resident.splits(264, 300, 1024, limits) and not resident.splits(265, 300, 1024, limits)
+    assert resident.splits(256, 300, megabyte, limits) and not resident.splits(257, 300, megabyte, limits)
+    assert not resident.splits(4, 300, megabyte, limits._replace(processors=1))
 
 
 @pytest.mark.parametrize(
