@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 
+import tpkernels
 from tpkernels import TokenPool, functional
 from tpkernels.ops import backends
 
@@ -52,3 +57,22 @@ def test_an_interpreter_that_fails_with_this_numpy_is_refused(
     # On a GPU nothing is interpreted.
     monkeypatch.setattr(backends, "limits_of", lambda device: backends.Limits(132, 232448, 50 << 20, 32))
     assert backends.why_not_triton("cuda", torch.float32, 4, 12) is None
+
+
+def test_a_cpu_without_numba_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "has_numba", lambda: False)
+    backends._tell_of_numba.cache_clear()
+    x = torch.randn(1, 6, 2)
+    with pytest.warns(RuntimeWarning, match="numba is not installed.*pip install numba"):
+        first = tpkernels.ward(x, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = tpkernels.ward(x, 3)
+    assert torch.equal(first.assignment, second.assignment)
+
+
+def test_what_makes_a_cpu_fast_is_installed_with_the_library() -> None:
+    toml = pytest.importorskip("tomllib", reason="Python 3.11 and later")
+    project = toml.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    required = {re.split(r"[>=;]", one)[0] for one in project["dependencies"]}
+    assert required == {"torch", "triton", "numba", "filelock"} and project["optional-dependencies"]["fast"] == []
