@@ -23,9 +23,10 @@ def text(measured: Sequence[tuple[Mutant, Row]], planned: int, why: dict[str, st
     total = len(measured)
     missed = [mutant.name for mutant, row in measured if row.suite is None]
     lines = [
-        f"{total} of {planned} mutants, on commit {', '.join(commits)}. The quick suite kills {quick} of them "
-        f"({100 * quick / max(total, 1):.0f} %), {counts['room']} by the tests of the mutated room alone; the full "
-        f"suite kills {total - len(missed)}. Survivors: {', '.join(missed) or 'none'}.",
+        f"{total} of {planned} mutants, measured on {', '.join(commits)}. Killed by the tests of their own room: "
+        f"{counts['room']};",
+        f"by the quick suite, which has those tests: {quick} ({100 * quick / max(total, 1):.0f} %); by the full one: "
+        f"{total - len(missed)}. Survivors: {', '.join(missed) or 'none'}.",
         "",
         "| kind | where | what | killed by |",
         "|---|---|---|---|",
