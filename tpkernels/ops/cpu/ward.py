@@ -28,7 +28,7 @@ def ward(samples: Samples, k: int) -> Found:
     heights = x.new_empty(b, n - 1)
     given = NO_WEIGHT[x.dtype] if samples.weight is None else samples.weight.contiguous()
     there = NO_MASK if valid is None else valid.contiguous()
-    rules = samples.n_valid, samples.k, samples.finite, samples.scale
+    rules = samples.n_valid, samples.k, samples.finite, samples.scale, MASS_FLOOR
     over_samples(run_ward, [torch.bmm(x, x.mT), given, there, *rules, label, rounds, heights], b, 4 * b * n * n)
     return Found(label, rounds, heights=heights)
 
@@ -197,21 +197,21 @@ def cut(
 
 
 @jit
-def masses(weight: Any, mass: Any) -> None:
-    """Weights of at least MASS_FLOOR; ones where there are none or all are 0."""
+def masses(weight: Any, floor: float, mass: Any) -> None:
+    """Weights of at least floor; ones where there are none or all are 0."""
     mass[:] = 1
     top = mass.dtype.type(0)
     for i in range(len(weight)):
         top = max(top, weight[i])
     if top > 0:
         for i in range(len(weight)):
-            mass[i] = max(weight[i], mass.dtype.type(MASS_FLOOR))
+            mass[i] = max(weight[i], mass.dtype.type(floor))
 
 
 @jit
 def run_ward(
-    gram: Any, weights: Any, valid: Any, counts: Any, clusters: Any, finite: Any, scales: Any, labels: Any,
-    rounds: Any, heights: Any, first: int, last: int,
+    gram: Any, weights: Any, valid: Any, counts: Any, clusters: Any, finite: Any, scales: Any, floor: float,
+    labels: Any, rounds: Any, heights: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """`ward` of samples first..last-1; weights and valid may be empty. gram is overwritten."""
     n = gram.shape[1]
@@ -229,7 +229,7 @@ def run_ward(
         want = counts[s] - clusters[s]
         if finite[s] and want > 0:
             there = valid[s] if len(valid) > 0 else everywhere
-            masses(weights[s] if len(weights) > 0 else equal, mass)
+            masses(weights[s] if len(weights) > 0 else equal, floor, mass)
             start(gram[s], mass, there, n)
             rounds[s] = rounds_of(
                 gram[s], mass, want, columns, parent, height, turn, gone, least, neighbour, below, made, merged
