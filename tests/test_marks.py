@@ -24,6 +24,7 @@ torch.cuda.is_available = lambda: {cuda}
 raise SystemExit(pytest.main(["--collect-only", "-q", "-n0", "-p", "no:cacheprovider", "-m", {mark!r}, "tests"]))
 """
 OTHER_STARTS = "another start of the same method is another kernel, and reads tokens by the same lines"
+OTHER_FORM = "another form of a kernel to compile, for one rule"
 OWN_PROCESS = "it starts the interpreter in a process of its own, with a GPU beside it, too"
 # Tests that stay in the interpreter, and why.
 INTERPRETER_ONLY = {
@@ -32,6 +33,8 @@ INTERPRETER_ONLY = {
     "ops/test_agreement.py::test_every_step_of_1000_problems_in_the_interpreter[*]": "on a GPU problems are larger",
     "tools/test_autotune.py::test_all_of_it_in_the_interpreter[*]": OWN_PROCESS,
     "benchmarks/device/test_steps.py::*": OWN_PROCESS,
+    "kernels/test_resident_ties.py::*": OTHER_FORM,
+    "ops/test_samples.py::test_a_cluster_of_tokens_without_size_has_none[*]": OTHER_FORM,
     "ops/test_samples.py::test_empty_shapes[*]": OTHER_STARTS,
     "ops/test_models_tokens.py::test_channels[*]": OTHER_STARTS,
     "ops/test_models_tokens.py::test_half_types_compute_in_float32[*]": OTHER_STARTS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -79,22 +79,22 @@ def mask(value: Tensor | None, x: Tensor, name: str = "mask", of: str = "x") -> 
 
 def labels(value: Tensor, x: Tensor) -> None:
     """value is an int64 tensor [B, N]."""
-    fits = isinstance(value, Tensor) and value.shape == x.shape[:2]
-    _labels(value, fits, list(x.shape[:2]), "x", x)
+    _labels(value, isinstance(value, Tensor) and value.shape == x.shape[:2], lambda: list(x.shape[:2]), "x", x)
 
 
 def labels_over(value: Tensor, y: Tensor) -> None:
     """value is an int64 tensor [B, N] that points into y [B, K, D]."""
     fits = isinstance(value, Tensor) and value.dim() == 2 and value.shape[0] == y.shape[0]
-    _labels(value, fits, f"[{y.shape[0]}, N]", "y", y)
+    _labels(value, fits, lambda: f"[{y.shape[0]}, N]", "y", y)
 
 
-def _labels(value: Tensor, fits: bool, expected: object, name: str, of: Tensor) -> None:
+def _labels(value: Tensor, fits: bool, expected: Callable[[], object], name: str, of: Tensor) -> None:
+    # Words for the error alone: writing a size out would make it a constant of a trace.
     _tensor("assignment", value)
     if value.dtype != torch.int64:
         raise TypeError(f"assignment must be an int64 tensor, got {value.dtype}")
     if not fits:
-        raise ValueError(f"assignment must have shape {expected} to fit {name} {_shape(of)}, got {_shape(value)}")
+        raise ValueError(f"assignment must have shape {expected()} to fit {name} {_shape(of)}, got {_shape(value)}")
     same_device("assignment", value, of, name)
 
 

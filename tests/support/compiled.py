@@ -18,16 +18,22 @@ TARGETS = ("sm_90", "gfx942")
 
 
 def compiled(factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The gate's rows of the calls marked `smoke`; "text" is a kernel's TTGIR, and None where it is another row's."""
+    """The gate's rows of the calls marked `smoke`, and one of each kernel that the whole gate has under another call.
+
+    "text" is a kernel's TTGIR, and None where it is another row's.
+    """
     from tools.compile_gate.calls import calls
 
     given = os.environ.get(VARIABLE)
     folder = Path(given) if given else once(factory, "compiled", _compile)
     smoke = {call.name for call in calls() if call.smoke}
+    every = [json.loads(line) for line in (folder / "rows.json").read_text().splitlines()]
+    here = {(row["kernel"], row["target"]) for row in every if row["case"] in smoke}
     rows, seen = [], set()
-    for line in (folder / "rows.json").read_text().splitlines():
-        row = json.loads(line)
-        if row["target"] in TARGETS and row["case"] in smoke:
+    for row in every:
+        kernel = row["kernel"], row["target"]
+        if row["target"] in TARGETS and (row["case"] in smoke or kernel not in here):
+            here.add(kernel)
             name = row.get("ttgir")
             row["text"] = (folder / name).read_text() if name and name not in seen else None
             seen.add(name)

@@ -60,7 +60,7 @@ def test_what_the_steps_launch_is_compiled_ahead(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", WRONG)
 def test_a_wrong_kernel_turns_smoke_red(part: str, tmp_path: Path) -> None:
     name, line, planted = WRONG[part]
-    for folder in ("tpkernels", "benchmarks"):
+    for folder in ("tpkernels", "benchmarks", "tools"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     kernel = tmp_path / "tpkernels" / "kernels" / name
