@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from tests.support.tolerances import assert_same_labels, assert_values
 from tpkernels.ops import cluster
 from tpkernels.ops.eager.primitives import EAGER
 from tpkernels.ops.gpu import streaming
-from tpkernels.ops.problem import Spec, Tensors
+from tpkernels.ops.problem import Results, Spec, Tensors
 
 METHODS = ("kmeans", "kmedoids")
 NAMES = {
@@ -26,17 +25,6 @@ NAMES = {
     "medoids": ("member_cost_kernel", "medoid_kernel", "medoid_centres_kernel"),
 }
 FEW = settings(max_examples=6)
-
-
-class Found(NamedTuple):
-    tokens: Tensor
-    source: Tensor
-    label: Tensor
-    medoids: Tensor
-    loss: Tensor
-    n_iter: Tensor
-    heights: Tensor
-    total: Tensor
 
 
 def run(
@@ -50,7 +38,7 @@ def run(
     pool_weight: Tensor | None = None,
     mask: Tensor | None = None,
     twin: bool = False,
-) -> Found:
+) -> Results:
     """The streaming kernels, or their torch twin, on the device; the results on the CPU."""
     there = [None if t is None else t.to(DEVICE) for t in (weight, pool_weight, mask)]
     start = init.to(DEVICE) if isinstance(init, Tensor) else None
@@ -58,21 +46,21 @@ def run(
     here = x if x.device.type == DEVICE else x.to(DEVICE)
     spec = Spec(min(k, x.shape[1]), method, name, output, max_iter)
     found = cluster.run(Tensors(here, *there, start), spec, EAGER if twin else streaming.STREAMING)
-    return Found(*(field.cpu() for field in found))
+    return Results(*(field.cpu() for field in found))
 
 
-def assert_same(one: Found, two: Found, samples: slice | list[int] = slice(None)) -> None:
+def assert_same(one: Results, two: Results, samples: slice | list[int] = slice(None)) -> None:
     """Bitwise equality, of some samples only."""
-    for name, a, b in zip(Found._fields, one, two, strict=True):
+    for name, a, b in zip(Results._fields, one, two, strict=True):
         assert torch.allclose(a[samples], b[samples], rtol=0, atol=0, equal_nan=True), name
 
 
-def assert_alike(one: Found, two: Found, x: Tensor, weight: Tensor) -> None:
+def assert_alike(one: Results, two: Results, x: Tensor, weight: Tensor) -> None:
     """What two kernels make of a problem: the same bits in the interpreter, the same up to ties on a GPU."""
     if not CUDA:
         assert_same(one, two)
         return
-    same = assert_same_labels(one.label, two.label, x, weight)
+    same = assert_same_labels(one.assignment, two.assignment, x, weight)
     for name in ("source", "medoids"):
         assert torch.equal(getattr(one, name)[same], getattr(two, name)[same]), name
     assert_values(one.tokens[same], two.tokens[same])

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tests.support.chain import assert_chain
 from tests.support.marks import CUDA, DEVICE, KERNELS, sized
 from tests.support.strategies import LAYOUTS, Problem, laid_out, make, problems, starts
-from tests.support.streaming import FEW, METHODS, Found, assert_alike, assert_same, assert_total, run
+from tests.support.streaming import FEW, METHODS, assert_alike, assert_same, assert_total, run
 from tests.support.tolerances import assert_same_labels, assert_values, assignment_regret, regret_limit
 from tpkernels import Clusters
 from tpkernels.ops import cluster
 from tpkernels.ops.gpu import means, streaming
-from tpkernels.ops.problem import Spec, Tensors
+from tpkernels.ops.problem import Results, Spec, Tensors
 
 pytestmark = KERNELS
 
@@ -43,7 +43,7 @@ def test_the_twin_gives_the_same(call: tuple[str, ...], poisoned: None) -> None:
     options = {"weight": weight, "pool_weight": pool_weight, "mask": mask}
     found = run(x, k, method, output, init, **options)
     twin = run(x, k, method, output, init, twin=True, **options)
-    same = assert_same_labels(found.label, twin.label, x, weight)
+    same = assert_same_labels(found.assignment, twin.assignment, x, weight)
     assert 1 in same, "a sample with a bad number is split in order"
     for name in ("source", "medoids") if CUDA else ("source", "medoids", "n_iter"):
         assert torch.equal(getattr(found, name)[same], getattr(twin, name)[same]), name
@@ -67,7 +67,7 @@ def test_half_types_compute_in_float32(method: str, dtype: torch.dtype) -> None:
     x, weight = x.to(dtype), weight.to(dtype)
     found, twin = (run(x, k, method, "mean", weight=weight, pool_weight=weight, twin=twin) for twin in (False, True))
     assert found.tokens.dtype == dtype
-    same = assert_same_labels(found.label, twin.label, x, weight)
+    same = assert_same_labels(found.assignment, twin.assignment, x, weight)
     assert CUDA or torch.equal(found.n_iter, twin.n_iter)
     assert_values(found.tokens[same], twin.tokens[same])
 
@@ -82,7 +82,7 @@ def test_every_step_follows_from_the_one_before(problem: Problem, method: str) -
         w = problem.weight
         found = run(problem.x, problem.k, method, init=start, max_iter=max_iter, weight=w, pool_weight=w)
         medoids = found.medoids if method == "kmedoids" else None
-        states.append(Clusters(found.label, found.tokens, medoids, found.loss, found.n_iter))
+        states.append(Clusters(found.assignment, found.tokens, medoids, found.loss, found.n_iter))
     for b in range(len(problem.x)):
         assert_chain(problem, start, states, b)
 
@@ -96,13 +96,13 @@ def test_the_lowest_index_wins_ties(method: str) -> None:
     assert all(len(sample[index].unique(dim=0)) < 18 for sample, index in zip(x, start, strict=True))
     for max_iter in (0, 1):
         found, twin = (run(x, 18, method, init=start, max_iter=max_iter, twin=twin) for twin in (False, True))
-        assert torch.equal(found.label, twin.label) and torch.equal(found.medoids, twin.medoids)
+        assert torch.equal(found.assignment, twin.assignment) and torch.equal(found.medoids, twin.medoids)
         if method == "kmedoids":
-            assert torch.equal(found.label.gather(1, found.medoids), torch.arange(18).expand(2, 18))
+            assert torch.equal(found.assignment.gather(1, found.medoids), torch.arange(18).expand(2, 18))
     everywhere = run(torch.ones(1, 40, 3), 3, method, init=torch.tensor([[5, 9, 30]]), max_iter=2)
     others = torch.ones(40, dtype=torch.bool)
     others[[9, 30]] = method == "kmeans"
-    assert everywhere.label[0, others].eq(0).all() and everywhere.loss.item() == 0
+    assert everywhere.assignment[0, others].eq(0).all() and everywhere.loss.item() == 0
 
 
 def test_an_emptied_cluster_keeps_its_centre() -> None:
@@ -110,13 +110,13 @@ def test_an_emptied_cluster_keeps_its_centre() -> None:
     x = torch.tensor([[4.0, 0], [4, 0], [4, 0], [-4, 1], [-5, 1], [-4, 2], [-6, 0]])[None]
     start = torch.tensor([[0, 1, 3]])
     found = run(x, 3, "kmeans", init=start, max_iter=4)
-    assert found.label.tolist() == [[0, 0, 0, 1, 1, 1, 1]] and found.total.tolist() == [[3, 4, 0]]
+    assert found.assignment.tolist() == [[0, 0, 0, 1, 1, 1, 1]] and found.total.tolist() == [[3, 4, 0]]
     assert_values(found.tokens[0], torch.tensor([[4, 0], [-19 / 4, 1], [4, 0]]))
     assert run(x, 3, "kmeans", "mean", start).tokens[0, 2].tolist() == [0, 0]
     # A centre without members that comes to be the nearest has members again.
     x[0, 2, 0] = 5
     again = run(x, 3, "kmeans", init=start, max_iter=4)
-    assert again.label.tolist() == [[0, 0, 1, 2, 2, 2, 2]] and again.total.tolist() == [[2, 1, 4]]
+    assert again.assignment.tolist() == [[0, 0, 1, 2, 2, 2, 2]] and again.total.tolist() == [[2, 1, 4]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -124,10 +124,10 @@ def test_weights_count_by_their_ratio(method: str) -> None:
     x, k, weight, _ = make(5, 2, 40, sized(6, gpu=7), 8, weighted=True)
     plain = run(x, k, method)
     for equal in (torch.zeros(2, 40), torch.full((2, 40), 1e30), torch.full((2, 40), 1e-30)):
-        assert_same_labels(run(x, k, method, weight=equal).label, plain.label, x)
+        assert_same_labels(run(x, k, method, weight=equal).assignment, plain.assignment, x)
     expected = run(x, k, method, init="topk", weight=weight, pool_weight=weight)
     scaled = run(x, k, method, init="topk", weight=weight * 2.0**100, pool_weight=weight * 2.0**100)
-    assert torch.equal(scaled.label, expected.label) and torch.equal(scaled.n_iter, expected.n_iter)
+    assert torch.equal(scaled.assignment, expected.assignment) and torch.equal(scaled.n_iter, expected.n_iter)
     assert_values(scaled.tokens, expected.tokens)
 
 
@@ -146,7 +146,7 @@ def test_a_sample_is_alone(method: str) -> None:
     found = run(bad, k, method, weight=bad_weight, pool_weight=weight, mask=mask)
     assert_same(found, expected, [0, 3])
     split = torch.arange(50) * k // 50
-    assert torch.equal(found.label[1:3], split.expand(2, 50)) and found.n_iter[1:3].tolist() == [0, 0]
+    assert torch.equal(found.assignment[1:3], split.expand(2, 50)) and found.n_iter[1:3].tolist() == [0, 0]
     assert found.loss[1].isnan() and found.tokens[1, 3:].isfinite().all()
     # On a GPU a mask is another kernel.
     alone = {"weight": weight[:1], "pool_weight": weight[:1], "mask": sized(None, gpu=mask[:1])}
@@ -162,10 +162,10 @@ def test_masked_tokens_are_not_there(method: str) -> None:
     found = run(x, k, method, init="farthest", mask=mask)
     there = mask[0]
     short = run(x[:1, there], k, method, init="farthest")
-    same = assert_same_labels(found.label[:1, there], short.label, x[:1, there])
-    assert found.label[0, ~there].eq(-1).all()
+    same = assert_same_labels(found.assignment[:1, there], short.assignment, x[:1, there])
+    assert found.assignment[0, ~there].eq(-1).all()
     assert_values(found.tokens[same], short.tokens[same])
-    assert found.label[1].eq(-1).all() and found.tokens[1].eq(0).all() and found.total[1].eq(0).all()
+    assert found.assignment[1].eq(-1).all() and found.tokens[1].eq(0).all() and found.total[1].eq(0).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,7 +180,7 @@ def test_standing_still_ends_a_sample(method: str) -> None:
     # A start that the first assignment does not change: its update counts all the same.
     ward, twin = (run(x, k, method, init="ward", max_iter=4, twin=twin) for twin in (False, True))
     assert ward.n_iter[0] == 1 and (CUDA or torch.equal(ward.n_iter, twin.n_iter))
-    assert_same_labels(ward.label, twin.label, x)
+    assert_same_labels(ward.assignment, twin.assignment, x)
     none = run(x, k, method, init=start, max_iter=0)
     assert none.n_iter.eq(0).all()
     assert torch.equal(none.tokens, x.gather(1, start[..., None].expand(3, 5, d)))
@@ -196,9 +196,9 @@ def test_offsets_and_scales_change_nothing(method: str) -> None:
     moved[..., 11] -= 1000
     for other in (moved, x * 2.0**40, x * 2.0**-40):
         found = run(other, 7, method)
-        assert_same_labels(found.label, plain.label, x)
+        assert_same_labels(found.assignment, plain.assignment, x)
         assert CUDA or torch.equal(found.n_iter, plain.n_iter)
-        assert assignment_regret(other[0], found.tokens[0], found.label[0]) <= 1e-2 * regret_limit(other[0])
+        assert assignment_regret(other[0], found.tokens[0], found.assignment[0]) <= 1e-2 * regret_limit(other[0])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -210,11 +210,11 @@ def test_halves_hold_what_float32_does(method: str) -> None:
     x[0, :2, 0] += torch.tensor([-(2.0**-13), 2.0**-13])
     assert x[0, 0].half().equal(x[0, 1].half())
     found = run(x, 2, method, init=torch.tensor([[0, 1]]), max_iter=0)
-    right, left = found.label[0, 2:4]
-    assert right != left and torch.equal(found.label[0, 2:], torch.stack([right, left]).repeat(16))
+    right, left = found.assignment[0, 2:4]
+    assert right != left and torch.equal(found.assignment[0, 2:], torch.stack([right, left]).repeat(16))
     # The centres themselves are nearer to each other than float32 can tell; a token on the wrong side costs 2^-10.
     centers = found.tokens[0]
-    assert assignment_regret(x[0], centers, found.label[0]) <= 2.0**-23
+    assert assignment_regret(x[0], centers, found.assignment[0]) <= 2.0**-23
     # And two tokens as near to each other, on both sides of the middle between two centres.
     x[0, :2, 1:] = 0
     x[0, :2, 0] = torch.tensor([2.25, 0.25])
@@ -222,8 +222,8 @@ def test_halves_hold_what_float32_does(method: str) -> None:
     x[0, 2:, 0] = torch.where(torch.arange(32) % 2 == 0, 1.25 + 2.0**-15, 1.25 - 2.0**-15)
     x[0, 2:18] *= -1
     found = run(x, 2, method, init=torch.tensor([[0, 1]]), max_iter=0)
-    assert found.label[0, 18:].tolist() == [0, 1] * 8
-    assert assignment_regret(x[0], found.tokens[0], found.label[0]) <= 2.0**-23
+    assert found.assignment[0, 18:].tolist() == [0, 1] * 8
+    assert assignment_regret(x[0], found.tokens[0], found.assignment[0]) <= 2.0**-23
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
@@ -236,7 +236,7 @@ def test_strides_change_nothing(layout: str) -> None:
     there = laid_out(x.to(DEVICE), layout)
     tensors, spec = Tensors(there, wide, wide, twice), Spec(k, "kmedoids", "strided", "mean", 3)
     found = cluster.run(tensors, spec, streaming.STREAMING)
-    assert_alike(Found(*(field.cpu() for field in found)), expected, x, weight)
+    assert_alike(Results(*(field.cpu() for field in found)), expected, x, weight)
 
 
 def test_wide_keys_sort_as_narrow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_the_smallest_and_the_emptiest(b: int, n: int, k: int, method: str) -> N
     x = torch.randn(b, n, 3, generator=torch.Generator().manual_seed(0))
     for output in ("center", "medoid"):
         found, twin = (run(x, k, method, output, twin=twin) for twin in (False, True))
-        for name, one, two in zip(Found._fields[:-1], found, twin, strict=False):
+        for name, one, two in zip(Results._fields[:-1], found, twin, strict=False):
             assert one.shape == two.shape and one.dtype == two.dtype, name
             assert_values(one.float(), two.float())
         assert found.total.shape == (b, k) and found.total.dtype == torch.float32
