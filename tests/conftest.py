@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 # Before whatever imports a kernel: it says where they run.
 from tests.support.marks import DEVICE, FOR_GPU, KERNELS, RUNS_TRITON
-from tests.support.patching import patched_once
+from tests.support.quick_interpreter import quickened
 from tests.support.sanitizer import Watch, watched
 
 # The problems are small: threads would wait for each other longer than they compute.
@@ -55,7 +55,7 @@ def sanitizer() -> Iterator[Watch | None]:
         yield None
         return
     interpreter = importlib.import_module("triton.runtime.interpreter")
-    with patched_once(interpreter), watched(interpreter) as watch:
+    with quickened(interpreter), watched(interpreter) as watch:
         yield watch
 
 

@@ -29,7 +29,7 @@ OWN_PROCESS = "it starts the interpreter in a process of its own, with a GPU bes
 # Tests that stay in the interpreter, and why.
 INTERPRETER_ONLY = {
     "test_sanitizer.py::*": "the memory checker watches the interpreter",
-    "test_patching.py::*": "the guard is the interpreter's",
+    "test_interpreter.py::*": "the guard is the interpreter's",
     "ops/test_agreement.py::test_every_step_of_1000_problems_in_the_interpreter[*]": "on a GPU problems are larger",
     "tools/test_autotune.py::test_all_of_it_in_the_interpreter[*]": OWN_PROCESS,
     "benchmarks/device/test_steps.py::*": OWN_PROCESS,
