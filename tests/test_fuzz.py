@@ -27,7 +27,7 @@ from tpkernels.ops.gpu import tuning_cache
 from tpkernels.ops.gpu.limits import Limits
 
 LIMITS = Limits(132, 232448, 50 << 20, 32)
-EXAMPLES_PER_READER = 150
+EXAMPLES_PER_READER = 60
 
 
 def small_model() -> DeiT:
@@ -271,7 +271,7 @@ def meant_for_users(error: Exception, names: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@settings(max_examples=200, phases=UNSHRUNK)
+@settings(max_examples=100, phases=UNSHRUNK)
 @given(data=st.data())
 def test_arguments_are_taken_or_refused_by_name(name: str, data: st.DataObject) -> None:
     function = getattr(tpkernels, name)
@@ -295,7 +295,7 @@ def test_arguments_are_taken_or_refused_by_name(name: str, data: st.DataObject) 
         assert bool((result.assignment < max(k, 1)).all()) and bool((result.assignment >= -1).all())
 
 
-@settings(max_examples=300, phases=UNSHRUNK)
+@settings(max_examples=150, phases=UNSHRUNK)
 @given(data=st.data())
 def test_a_layer_takes_its_arguments_or_refuses_them_by_name(data: st.DataObject) -> None:
     parameters = list(inspect.signature(tpkernels.TokenPool).parameters.values())
@@ -315,7 +315,7 @@ def test_a_layer_takes_its_arguments_or_refuses_them_by_name(data: st.DataObject
         assert meant_for_users(error, names), f"{type(error).__name__}: {error}"
 
 
-@settings(max_examples=200, phases=UNSHRUNK)
+@settings(max_examples=80, phases=UNSHRUNK)
 @given(data=st.data())
 def test_a_patch_is_made_or_refused_by_name(data: st.DataObject) -> None:
     """And where it is refused, nothing has changed."""

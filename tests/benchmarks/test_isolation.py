@@ -215,6 +215,7 @@ def test_a_faulty_model_costs_its_own_row(planted: None, tmp_path: Path) -> None
     assert "### Pooling tax" in tax_report.text(tmp_path, quick=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_the_cases_before(tmp_path: Path) -> None:
     arguments = [*KERNELS[:-1], "from topk", "--device", "cpu", "--provider", "killed", "--repeats", "1"]
     done = run(*faulty.COMMAND[1:], *arguments, "--output", str(tmp_path))

@@ -96,6 +96,7 @@ def test_keep_of_one_is_the_base_model(checkpoint: Path, tmp_path: Path) -> None
         assert row["agreement_percent"] == 100 and row["clustering_gmacs"] == 0
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_counts(checkpoint: Path, tmp_path: Path) -> None:
     chosen = ["--method", "ward", "bipartite", "topk", "--batch-size", "5", "--limit", "32"]
     # One thread each: torchrun's default, so the single process is given it too.

@@ -75,6 +75,7 @@ def test_training_learns_and_leaves_its_log_and_weights(data: Path, tmp_path: Pa
     assert model.cfg.patch_size == 7 and facts["epochs"] == 3 and "finetuned" not in facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

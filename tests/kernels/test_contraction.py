@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from typing import Any
 
 import pytest
 
 from tests.support.programs import ROOT, run
 
+TARGETS = ("sm_80", "sm_90")
 WARD = (ROOT / "tpkernels" / "kernels" / "resident" / "ward.py").read_text().splitlines()
 # The line that adds what the mirror image has the other way round, and the line of its product by columns.
 SUM, PRODUCT = (
@@ -26,14 +28,19 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
-def launches(request: pytest.FixtureRequest) -> dict[bool, dict[int, list[str]]]:
-    """Float32 operations by line of Ward's kernel as shipped (False) and with contraction allowed (True)."""
-    done = run("-m", "tests.support.contraction", request.param)
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    done = run("-m", "tests.support.contraction", *TARGETS)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 2
-    return {bool(row["fused"]): {int(line): found for line, found in row["operations"].items()} for row in rows}
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(params=TARGETS)
+def launches(request: pytest.FixtureRequest, rows: list[dict[str, Any]]) -> dict[bool, dict[int, list[str]]]:
+    """Float32 operations by line of Ward's kernel as shipped (False) and with contraction allowed (True)."""
+    here = [row for row in rows if row["target"] == request.param]
+    assert len(here) == 2 and len(rows) == 2 * len(TARGETS)
+    return {bool(row["fused"]): {int(line): found for line, found in row["operations"].items()} for row in here}
 
 
 def contracted(found: dict[int, list[str]]) -> list[tuple[int, str]]:

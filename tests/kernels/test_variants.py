@@ -16,6 +16,8 @@ BUCKETS = {
     "resident, few channels": [(1, 17, 3, 9), (5, 30, 3, 16), (900, 31, 3, 11)],
     "streaming": [(8, 30000, 128, 1000), (9, 32768, 128, 1024), (16, 40000, 128, 1333)],
 }
+# Another bucket, and another alignment.
+OTHERS = {"resident, others": [(2, 128, 384, 98), (2, 196, 384, 98), (2, 196, 383, 98)]}
 PROGRAM = """
 import json, sys
 from tools.compile_gate.calls import Call
@@ -37,31 +39,31 @@ print(json.dumps(found))
 """
 
 
-def variants(buckets: dict[str, list[tuple[int, ...]]]) -> dict[str, dict[str, int]]:
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def variants() -> dict[str, dict[str, int]]:
     """How often each kernel is compiled for the shapes of a bucket, by bucket and method."""
+    alone = {f"{bucket}, alone": shapes[1:2] for bucket, shapes in BUCKETS.items()}
     # Where Triton interprets kernels they have no variants.
-    done = run("-c", PROGRAM, json.dumps(buckets), CUDA_VISIBLE_DEVICES="")
+    done = run("-c", PROGRAM, json.dumps({**BUCKETS, **alone, **OTHERS}), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
-@pytest.mark.compile
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_one_compile_for_a_bucket() -> None:
-    found = variants(BUCKETS)
-    assert len(found) == 11 and all(found.values())
-    # What one shape compiles, a kernel with and without the sample's mean for example, is all that there is.
-    assert found == variants({bucket: shapes[1:2] for bucket, shapes in BUCKETS.items()})
-    for case, kernels in found.items():
+def test_one_compile_for_a_bucket(variants: dict[str, dict[str, int]]) -> None:
+    alone = {case.replace(", alone", ""): kernels for case, kernels in variants.items() if ", alone" in case}
+    assert len(alone) == 11 and all(alone.values())
+    for case, kernels in alone.items():
+        # What one shape compiles, a kernel with and without the sample's mean for example, is all that there is.
+        assert variants[case] == kernels
         assert case.startswith("streaming") or set(kernels.values()) == {1}
 
 
-@pytest.mark.compile
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_other_buckets_and_alignments_are_other_variants() -> None:
-    found = variants({"resident": [(2, 128, 384, 98), (2, 196, 384, 98), (2, 196, 383, 98)]})
-    assert {case: kernels["resident_kernel"] for case, kernels in found.items()} == {
-        "resident: ward": 3,
-        "resident: kmeans": 3,
-        "resident: kmedoids": 3,
-    }
+def test_other_buckets_and_alignments_are_other_variants(variants: dict[str, dict[str, int]]) -> None:
+    found = {case: kernels["resident_kernel"] for case, kernels in variants.items() if ", others" in case}
+    assert found == {"resident, others: ward": 3, "resident, others: kmeans": 3, "resident, others: kmedoids": 3}

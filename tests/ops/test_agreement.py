@@ -192,18 +192,18 @@ def assert_results(method: str, init: str, backend: str, device: torch.device, c
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("method", METHODS)
 def test_results_are_the_references(method: str, init: str, device: torch.device) -> None:
-    assert_results(method, init, "torch", device, count=25, small=2)
+    assert_results(method, init, "torch", device, count=15, small=2)
 
 
 def test_wards_results_are_the_references(device: torch.device) -> None:
-    assert_results("ward", "ward", "torch", device, count=50, small=2)
+    assert_results("ward", "ward", "torch", device, count=25, small=2)
 
 
 @runs_triton
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("method", METHODS)
 def test_results_in_triton_are_the_references(method: str, init: str, device: torch.device) -> None:
-    assert_results(method, init, "triton", device, count=8, small=4)
+    assert_results(method, init, "triton", device, count=sized(5, gpu=8), small=4)
 
 
 @runs_triton

@@ -44,7 +44,13 @@ def images(batch: int) -> Tensor:
     return torch.randn(batch, 1, 16, 16, generator=torch.Generator().manual_seed(batch))
 
 
-@pytest.mark.parametrize("method", ["ward", "kmeans", "kmedoids", "topk", "importance", "random", "grid", "bipartite"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("ward", "kmedoids", "bipartite"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("kmeans", "topk", "importance", "random", "grid")),
+    ],
+)
 def test_an_exported_model_answers_alike(method: str) -> None:
     """For any batch, and after it was written and read again."""
     model = pooled(method=method)

@@ -162,7 +162,7 @@ def test_no_ratio_comes_closer_to_the_budget(shape, layers, how):
     budget = 0.74
     schedule = resolve_budget(shape, budget, layers, **how)
     reached = spent(shape, schedule, **how)
-    others = (spent(shape, resolve_keep(i / 2000, 12, 196, layers), **how) for i in range(1, 2001))
+    others = (spent(shape, resolve_keep(i / 1000, 12, 196, layers), **how) for i in range(1, 1001))
     assert max(share for share in others if share <= budget) <= reached <= budget
     assert all(schedule[i] == (schedule[i - 1] if i else 196) for i in range(12) if layers and i not in layers)
 

@@ -2,7 +2,7 @@
 
 Run by tests/kernels/test_contraction.py in a process that interprets nothing:
 
-    python -m tests.support.contraction TARGET
+    python -m tests.support.contraction TARGET [TARGET ...]
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def operations(ptx: str, file: str) -> dict[int, list[str]]:
     return dict(found)
 
 
-def main(name: str) -> None:
+def main(names: list[str]) -> None:
     """Every launch of Ward that the gate makes with one sample a program, as shipped and with contraction allowed."""
-    target = TARGETS[name]
     chosen = [call for call in calls() if call.options.get("method") == "ward" and call.smoke and not call.odd]
-    for launch in launches(target, chosen):
-        for fused in (None, True):
-            kwargs = launch.kwargs if fused is None else {**launch.kwargs, "enable_fp_fusion": fused}
-            made, options = source(launch._replace(kwargs=kwargs))
-            device = GPUTarget(target.backend, target.arch, target.limits.warp)
-            ptx = compile(made, target=device, options=options).asm["ptx"]
-            print(json.dumps({"case": launch.case, "fused": fused, "operations": operations(ptx, FILE)}))
+    for name, target in ((name, TARGETS[name]) for name in names):
+        for launch in launches(target, chosen):
+            for fused in (None, True):
+                kwargs = launch.kwargs if fused is None else {**launch.kwargs, "enable_fp_fusion": fused}
+                made, options = source(launch._replace(kwargs=kwargs))
+                device = GPUTarget(target.backend, target.arch, target.limits.warp)
+                ptx = compile(made, target=device, options=options).asm["ptx"]
+                print(json.dumps({"target": name, "fused": fused, "operations": operations(ptx, FILE)}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

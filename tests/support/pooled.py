@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.support.marks import KERNELS, interpreter_marks
+from tests.support.marks import FOR_GPU, KERNELS, interpreter_marks
 from tpkernels import PoolInfo, TokenPool
 
 INITS = ("ward", "topk", "farthest", "strided")
 PRUNERS = ("topk", "importance", "random")
+Test = TypeVar("Test", bound=Callable[..., object])
 
 
 class Case(NamedTuple):
@@ -27,6 +30,7 @@ class Case(NamedTuple):
 
 
 ITERATED = [Case(method, init) for method in ("kmeans", "kmedoids") for init in INITS]
+# Each half has both methods.
 IN_THE_KERNEL = [Case("kmeans"), Case("kmeans", "strided"), Case("kmedoids", "topk"), Case("kmedoids", "farthest")]
 # Where a kernel takes a compiler long.
 ON_A_GPU = [Case("kmeans", "strided"), Case("kmedoids", "topk")]
@@ -38,21 +42,28 @@ def name(case: Case) -> str:
     return f"{case.method}-{case.init}" if case in ITERATED else case.method
 
 
-def on_both(cases: list[Case], *, fewer_kernels: bool = False) -> pytest.MarkDecorator:
-    """Every case on the torch backend, and on Triton's those that it has a kernel for: every start with one method.
+def on_both(cases: list[Case], *, fewer_kernels: bool = False) -> Callable[[Test], Test]:
+    """Parametrizes a test by every case on the torch backend, and on Triton's by those that it has a kernel for.
 
-    All pairs of them are in tests/ops/test_agreement.py and tests/ops/gpu/; the interpreter is slow.
+    Starts take turns by the test's name, since the interpreter is slow: each method with half of its own here. All
+    pairs are in tests/ops/test_agreement.py and tests/ops/gpu/.
 
     Args:
         fewer_kernels: on a GPU one case of each method, for what takes a kernel of its own.
     """
-    here = [pytest.param(case, "torch", id=f"{name(case)}-torch") for case in cases]
-    for case in cases:
-        if case not in ITERATED or case in IN_THE_KERNEL:
-            left_out = fewer_kernels and case in ITERATED and case not in ON_A_GPU
-            marks = interpreter_marks("another start reads tokens in the same way") if left_out else KERNELS
-            here.append(pytest.param(case, "triton", id=f"{name(case)}-triton", marks=marks))
-    return pytest.mark.parametrize(("case", "backend"), here)
+
+    def decorate(test: Test) -> Test:
+        turn = zlib.crc32(test.__name__.encode()) % 2
+        in_turn = IN_THE_KERNEL if FOR_GPU else IN_THE_KERNEL[turn::2]
+        here = [pytest.param(case, "torch", id=f"{name(case)}-torch") for case in cases]
+        for case in cases:
+            if case not in ITERATED or case in in_turn:
+                left_out = fewer_kernels and case in ITERATED and case not in ON_A_GPU
+                marks = interpreter_marks("another start reads tokens in the same way") if left_out else KERNELS
+                here.append(pytest.param(case, "triton", id=f"{name(case)}-triton", marks=marks))
+        return pytest.mark.parametrize(("case", "backend"), here)(test)
+
+    return decorate
 
 
 each_case, each_clusterer, each_iterated = on_both(CASES), on_both(CLUSTERERS), on_both(ITERATED)

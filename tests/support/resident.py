@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.support.launches import Spy
-from tests.support.marks import CUDA, DEVICE
+from tests.support.marks import CUDA, DEVICE, FOR_GPU
 from tests.support.tolerances import assert_same_labels, assert_values, regret_limit
 from tpkernels.ops.gpu import resident, resident_tiles
 from tpkernels.ops.problem import Spec, Tensors
@@ -93,6 +93,16 @@ CALLS = [
 
 
 each_call = pytest.mark.parametrize("call", CALLS, ids="-".join)
+# In one launch and in three by turns: test_one_launch_and_three_give_the_same compares them. On a GPU in both.
+each_call_by_turns = pytest.mark.parametrize(
+    ("call", "way"),
+    [
+        pytest.param(call, way, id="-".join((way, *call)))
+        for place, call in enumerate(CALLS)
+        for way in (("one", "three") if FOR_GPU else (("one", "three")[place % 2],))
+    ],
+    indirect=["way"],
+)
 
 
 def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:

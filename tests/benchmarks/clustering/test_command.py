@@ -15,6 +15,7 @@ from tests.support.clustering import Planted
 from tests.support.programs import run
 
 
+@pytest.mark.slow
 def test_kernels_from_end_to_end(tmp_path: Path) -> None:
     # Ward would compile its loop for many seconds where numba is installed.
     chosen = ["--quick", "--device", "cpu", "--threads", "1", "--provider", "tpkernels", "--case", "from topk"]

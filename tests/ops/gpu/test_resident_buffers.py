@@ -10,13 +10,13 @@ from torch import Tensor
 
 from tests.support.launches import Allocations, Spy, alone
 from tests.support.marks import DEVICE, FOR_GPU, KERNELS, sized
-from tests.support.resident import RESIDENT, RESULTS, Problem, assert_alike, assert_same, each_call
+from tests.support.resident import RESIDENT, RESULTS, Problem, assert_alike, assert_same, each_call, each_call_by_turns
 from tests.support.strategies import LAYOUTS, laid_out
 
 pytestmark = KERNELS
 
 
-@each_call
+@each_call_by_turns
 def test_what_buffers_held_before_changes_nothing(call: tuple[str, ...], way: int, launches: list[Spy.Launch]) -> None:
     # More samples than programs: scratch holds the previous sample's numbers, too.
     problem = Problem(5, 19, 5, 6, *call)
@@ -89,7 +89,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch, small: None) -> list[tuple[str, Ten
     return watched
 
 
-@each_call
+@each_call_by_turns
 def test_nothing_is_written_behind_a_buffer(
     call: tuple[str, ...], way: int, guarded: list[tuple[str, Tensor, int]]
 ) -> None:
