@@ -136,6 +136,18 @@ def test_opcheck_cluster_mean_backward(backend: str) -> None:
             torch.library.opcheck(cluster_mean_backward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+def test_every_operation_has_a_gradient_or_refuses_one() -> None:
+    """Without a rule of its own PyTorch would hand results on as constants."""
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tpkernels::")}
+    assert len(names) == 7
+    assert {name for name in names if torch._C._dispatch_has_kernel_for_dispatch_key(name, "Autograd")} == names
+    x = draw(2, 7, 3).requires_grad_()
+    q = x[:, None]
+    chunks = torch.ops.tpkernels.attention_chunks(q, q, q, None, None, 0.5)[0]
+    with pytest.raises(RuntimeError, match=r"Trying to backward through tpkernels\.attention_chunks"):
+        chunks.sum().backward()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", CLUSTERERS)
 def test_opcheck_under_ahead_of_time_autograd(method: str, backend: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import registry
 from .backends import regime, torch_primitives
 from .cluster_mean import gradients
 from .context import full_precision, may_look, transformed
@@ -40,7 +41,7 @@ def cluster(tensors: Tensors, spec: Spec, backend: str) -> Results:
     return Results._make(_Differentiable.apply(*given) if transformed(x) else _operation(*given))
 
 
-@torch.library.custom_op("tpkernels::cluster", mutates_args=())
+@registry.operation("cluster")
 def _operation(
     x: Tensor,
     weight: Tensor | None,
@@ -70,7 +71,7 @@ def _operation(
         return tuple(run(tensors, spec, chosen))  # type: ignore[return-value]
 
 
-@_operation.register_fake
+@registry.fake(_operation)
 def _(*given: Any) -> tuple[Tensor, ...]:
     tensors, spec, backend = _typed(*given)
     if torch.onnx.is_in_onnx_export():
@@ -195,6 +196,6 @@ def _backward(ctx: Any, grad: Tensor, *_ignored: Any) -> tuple[Tensor | None, ..
     return grad_x, None, grad_weight if x is not None else None, *[None] * 9
 
 
-_operation.register_autograd(_backward, setup_context=_setup)
+registry.autograd(_operation, _setup, _backward)
 folds(_operation)
 _Differentiable = differentiable(_operation, _setup, _backward)

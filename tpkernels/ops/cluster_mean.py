@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import registry
 from .backends import torch_primitives
 from .context import compute_dtype, full_precision, transformed
 from .eager.primitives import EAGER
@@ -26,7 +27,7 @@ def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backen
     return (_Differentiable.apply if transformed(x) else _operation)(x, label, k, weight, backend)
 
 
-@torch.library.custom_op("tpkernels::cluster_mean", mutates_args=())
+@registry.operation("cluster_mean")
 def _operation(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         return means.cluster_mean(x, label, k, weight)
@@ -38,13 +39,13 @@ def _no_total(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], 0, dtype=torch.float32)
 
 
-@_operation.register_fake
+@registry.fake(_operation)
 def _(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     total = x.new_empty(x.shape[0], k, dtype=torch.float32) if backend == "triton" else _no_total(x)
     return x.new_empty(x.shape[0], k, x.shape[2]), total
 
 
-@torch.library.custom_op("tpkernels::cluster_mean_backward", mutates_args=())
+@registry.operation("cluster_mean_backward")
 def cluster_mean_backward(
     grad: Tensor,
     label: Tensor,
@@ -61,7 +62,7 @@ def cluster_mean_backward(
         return mean_backward_torch(grad, label, x, mean, weight)
 
 
-@cluster_mean_backward.register_fake
+@registry.fake(cluster_mean_backward)
 def _(grad: Tensor, label: Tensor, x: Tensor | None, mean: Any, weight: Tensor | None, *_given: Any) -> Any:
     wants = x is not None and weight is not None
     grad_weight = grad.new_empty(label.shape, dtype=weight.dtype) if wants and weight is not None else grad.new_empty(0)
@@ -116,6 +117,7 @@ def _backward(ctx: Any, grad: Tensor, _total: Tensor) -> tuple[Tensor | None, ..
     return grad_x, None, None, grad_weight if x is not None else None, None
 
 
-_operation.register_autograd(_backward, setup_context=_setup)
+registry.autograd(_operation, _setup, _backward)
+registry.autograd(cluster_mean_backward)
 folds(_operation)
 _Differentiable = differentiable(_operation, _setup, _backward)

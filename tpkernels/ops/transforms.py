@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import registry
+
 
 def differentiable(
     operation: Any, setup: Callable[..., None], back: Callable[..., Any]
@@ -36,7 +38,7 @@ def folds(operation: Any) -> None:
     What is mapped becomes part of the batch, since samples are alone.
     """
 
-    @operation.register_vmap
+    @registry.vmap(operation)
     def _(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Any, Any]:
         size = info.batch_size
         folded = [_fold(one, dim, size) for one, dim in zip(given, in_dims, strict=True)]

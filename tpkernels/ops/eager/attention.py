@@ -117,7 +117,7 @@ def attention_chunks(
     """
     b, h, n, _ = q.shape
     dtype, d_v = compute_dtype(q), v.shape[3]
-    out = _empty_out(v, q.dtype)
+    out = empty_out(v, q.dtype)
     significance = torch.zeros(b, n, dtype=dtype, device=q.device)
     if not significance.numel():
         return out, significance.float()
@@ -165,21 +165,7 @@ def _split(tensor: Tensor | None, samples: int, b: int) -> Sequence[Tensor | Non
     return [None] * -(-b // samples) if tensor is None else tensor.split(samples)
 
 
-def _empty_out(v: Tensor, dtype: torch.dtype) -> Tensor:
+def empty_out(v: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, H, N, d_v] of memory laid out [B, N, H, d_v], as SDPA returns it: heads join without a copy."""
     b, h, n, d_v = v.shape
     return torch.empty(b, n, h, d_v, dtype=dtype, device=v.device).transpose(1, 2)
-
-
-@torch.library.custom_op("tpkernels::attention_chunks", mutates_args=())
-def _registered(
-    q: Tensor, k: Tensor, v: Tensor, query_size: Tensor | None, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    return attention_chunks(q, k, v, query_size, bias, scale)
-
-
-@_registered.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, query_size: Tensor | None, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    return _empty_out(v, q.dtype), q.new_empty(q.shape[0], q.shape[2], dtype=torch.float32)
