@@ -34,7 +34,9 @@ def cluster(tensors: Tensors, spec: Spec, backend: str) -> Results:
     neither: what they are made of is traced instead, as far as that does not depend on the tokens' values.
     """
     x = tensors.x
-    if torch.onnx.is_in_onnx_export() and why_not_onnx(spec) is None:
+    # To ask ONNX takes microseconds, and what it exports is traced.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if traced and torch.onnx.is_in_onnx_export() and why_not_onnx(spec) is None:
         with full_precision(x):
             return _run(tensors, spec._replace(k=min(spec.k, x.shape[1])), EAGER)
     given = *tensors, *spec[:5], backend, spec.swaps
@@ -56,8 +58,8 @@ def _operation(
     backend: str,
     swaps: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given = x, weight, pool_weight, mask, start, k, method, init, output, max_iter, backend, swaps
-    tensors, spec, _ = _typed(*given)
+    tensors = Tensors(x, weight, pool_weight, mask, start)
+    spec = Spec(min(k, x.shape[1]), method, init, output, max_iter, swaps)
     chosen = torch_primitives(x) if backend == "torch" else None
     with full_precision(x):
         if chosen is None and regime(x.shape[1], method, limits_of(x.device)) == "resident":
@@ -142,17 +144,21 @@ def _run(tensors: Tensors, spec: Spec, using: Primitives) -> Results:
             medoids = torch.where(plain[:, None], segment_min(index, label, k, n), medoids)
         medoids = torch.where(medoids == n, -1, medoids)
 
+    wants_loss = spec.output == "center"
+    loss = None if wants_loss else samples.scale.new_empty(0)
     if medoids is not None and gathers:
         source = source_of(label, medoids)
         tokens, total = using.gather(x, source, medoids)
+    elif wants_loss and using.mean_and_loss is not None and source is label and found.kept is None:
+        tokens, loss = using.mean_and_loss(x, label, k, tensors.pool_weight, tensors.weight)
+        total = None
     else:
         source = samples.only_valid(source) if spec.output == "center" else label
         tokens, total = using.mean(x, source, k, tensors.pool_weight)
         if spec.output == "center" and found.kept is not None:
             tokens = _with_kept(tokens, found.kept, found.lost, samples, total)
     heights = samples.scale.new_empty(b, 0) if found.heights is None else found.heights
-    wants_loss = spec.output == "center"
-    loss = using.objective(x, tokens, label, tensors.weight) if wants_loss else samples.scale.new_empty(0)
+    loss = using.objective(x, tokens, label, tensors.weight) if loss is None else loss
     medoids = label.new_empty(b, 0) if medoids is None else medoids.contiguous()
     # Results of a registered operation must not share memory.
     source = source.clone() if source is label else source.contiguous()

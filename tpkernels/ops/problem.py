@@ -153,6 +153,7 @@ class Primitives(NamedTuple):
     mean(x, label, k, weight): means [B, K, D] in x's dtype, and `Results.total` where the backend has it.
     gather(x, source, medoids): tokens [B, K, D] at medoids [B, K], which source [B, N] numbers; and the total.
     objective(x, centers, label, weight): `sum_i w_i ||x_i - c_i||^2` [B].
+    mean_and_loss(x, label, k, shares, weight): `mean` by shares and its objective at once, where a backend can.
     """
 
     kernels: bool
@@ -164,3 +165,4 @@ class Primitives(NamedTuple):
     mean: Callable[[Tensor, Tensor, int, Tensor | None], tuple[Tensor, Tensor | None]]
     gather: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
     objective: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    mean_and_loss: Callable[[Tensor, Tensor, int, Tensor | None, Tensor | None], tuple[Tensor, Tensor]] | None = None

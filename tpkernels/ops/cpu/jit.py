@@ -68,7 +68,9 @@ def over_tokens(kernel: Callable[..., None], x: Tensor, arguments: list[Any]) ->
     b, n, d = x.shape
     per_sample, per_token, _ = x.stride()
     span = (b - 1) * per_sample + (n - 1) * per_token + d if x.numel() else 0
-    over_samples(kernel, [x.detach().as_strided((span,), (1,)), per_sample, per_token, *arguments], b, b * n * d)
+    x = x.detach() if x.requires_grad else x
+    flat = x.numpy().reshape(-1) if x.is_contiguous() else x.as_strided((span,), (1,))
+    over_samples(kernel, [flat, per_sample, per_token, *arguments], b, b * n * d)
 
 
 def writable(label: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from ..problem import Primitives
 from .lloyd import lloyd
 from .members import nearest_members
 from .nearest import nearest
-from .tokens import gather, mean, objective, prepare
+from .tokens import gather, mean, mean_and_loss, objective, prepare
 from .ward import ward
 
-COMPILED = Primitives(False, prepare, ward, lloyd, nearest, nearest_members, mean, gather, objective)
+COMPILED = Primitives(False, prepare, ward, lloyd, nearest, nearest_members, mean, gather, objective, mean_and_loss)

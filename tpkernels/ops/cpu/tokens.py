@@ -26,10 +26,11 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Sa
     given, valid = weights_of(weight, x), NO_MASK if mask is None else mask.contiguous()
     out, offset, scale = x.new_empty(b, n, d), x.new_empty(b, 1, d), x.new_empty(b)
     relative = given if weight is None else x.new_empty(b, n)
-    counts, flags = torch.empty(2, b, dtype=torch.int64), torch.empty(2, b, dtype=torch.bool)
+    # Arrays, since rows of a tensor take microseconds.
+    counts, flags = np.empty((2, b), np.int64), np.empty((2, b), np.bool_)
     over_tokens(prepare_samples, x, [given, valid, k, out, relative, counts, flags, offset, scale])
-    (count, clusters), (finite, plain) = counts, flags
-    some = plain if plain.numpy().any() else None
+    count, clusters, finite = map(torch.from_numpy, (*counts, flags[0]))
+    some = torch.from_numpy(flags[1]) if flags[1].any() else None
     return Samples(out, None if weight is None else relative, mask, count, clusters, finite, some, offset, scale)
 
 
@@ -65,6 +66,21 @@ def objective(x: Tensor, center: Tensor, label: Tensor, weight: Tensor | None) -
     out, center = x.new_empty(x.shape[0]), center.to(x.dtype).contiguous()
     over_labels(write_losses, x, label, center.shape[1], [weights_of(weight, x), label.contiguous(), center, out])
     return out
+
+
+def mean_and_loss(
+    x: Tensor, label: Tensor, k: int, shares: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`mean` by shares, and its `objective`."""
+    wide, label = _wide(x), label.contiguous()
+    if wide.dtype != x.dtype:
+        # The objective is that of the rounded means.
+        means = cluster_mean(x, label, k, shares)
+        return means, objective(x, means, label, weight)
+    out, losses = wide.new_empty(x.shape[0], k, x.shape[2]), wide.new_empty(x.shape[0])
+    given = [weights_of(shares, wide), weights_of(weight, wide), label, out, losses]
+    over_labels(write_means_and_losses, wide, label, k, given)
+    return out, losses
 
 
 def weights_of(weight: Tensor | None, x: Tensor) -> Any:
@@ -172,34 +188,61 @@ def prepare_samples(
 
 
 @jit
+def write_mean(
+    x: Any, begin: int, per_token: int, weight: Any, label: Any, keeps: bool, mass: Any, size: Any, out: Any
+) -> None:
+    """The means of one sample, whose first token begins there in x."""
+    k, d = out.shape
+    mass[:] = 0
+    size[:] = 0
+    for i in range(len(label)):
+        c = label[i]
+        if c >= k:
+            raise IndexError
+        if c >= 0:
+            mass[c] += weight[i]
+            size[c] += out.dtype.type(1)
+    for c in range(k):
+        if size[c] > 0 or not keeps:
+            out[c] = 0
+    for i in range(len(label)):
+        c = label[i]
+        if c >= 0:
+            at = begin + i * per_token
+            row, total = x[at : at + d], out[c]
+            share = weight[i] / mass[c] if mass[c] > 0 else out.dtype.type(1) / size[c]
+            for j in range(d):
+                total[j] += share * row[j]
+
+
+@jit
+def loss_of(x: Any, begin: int, per_token: int, weight: Any, label: Any, center: Any) -> float:
+    """The objective of one sample, whose first token begins there in x."""
+    k, d = center.shape
+    total = 0.0
+    for i in range(len(label)):
+        if label[i] >= k:
+            raise IndexError
+        if label[i] >= 0:
+            at = begin + i * per_token
+            row, own = x[at : at + d], center[label[i]]
+            sqdist = center.dtype.type(0)
+            for j in range(d):
+                sqdist += (row[j] - own[j]) * (row[j] - own[j])
+            total += weight[i] * sqdist
+    return total
+
+
+@jit
 def write_means(
     x: Any, per_sample: int, per_token: int, weights: Any, labels: Any, out: Any, keeps: bool, first: int, last: int
 ) -> None:
     """`mean` and, where it keeps the rows of clusters without members, `moved_means`; weights may be empty."""
-    n, (k, d) = labels.shape[1], out.shape[1:]
-    mass, size, equal = np.empty(k, out.dtype), np.empty(k, out.dtype), np.ones(n, out.dtype)
+    k, equal = out.shape[1], np.ones(labels.shape[1], out.dtype)
+    mass, size = np.empty(k, out.dtype), np.empty(k, out.dtype)
     for s in range(first, last):
-        label, weight = labels[s], weights[s] if len(weights) > 0 else equal
-        mass[:] = 0
-        size[:] = 0
-        for i in range(n):
-            c = label[i]
-            if c >= k:
-                raise IndexError
-            if c >= 0:
-                mass[c] += weight[i]
-                size[c] += out.dtype.type(1)
-        for c in range(k):
-            if size[c] > 0 or not keeps:
-                out[s, c] = 0
-        for i in range(n):
-            c = label[i]
-            if c >= 0:
-                at = s * per_sample + i * per_token
-                row, total = x[at : at + d], out[s, c]
-                share = weight[i] / mass[c] if mass[c] > 0 else out.dtype.type(1) / size[c]
-                for j in range(d):
-                    total[j] += share * row[j]
+        weight = weights[s] if len(weights) > 0 else equal
+        write_mean(x, s * per_sample, per_token, weight, labels[s], keeps, mass, size, out[s])
 
 
 @jit
@@ -207,19 +250,21 @@ def write_losses(
     x: Any, per_sample: int, per_token: int, weights: Any, labels: Any, centers: Any, out: Any, first: int, last: int
 ) -> None:
     """`objective`; weights may be empty."""
-    n, (k, d) = labels.shape[1], centers.shape[1:]
-    equal = np.ones(n, out.dtype)
+    equal = np.ones(labels.shape[1], out.dtype)
     for s in range(first, last):
         weight = weights[s] if len(weights) > 0 else equal
-        total = 0.0
-        for i in range(n):
-            if labels[s, i] >= k:
-                raise IndexError
-            if labels[s, i] >= 0:
-                at = s * per_sample + i * per_token
-                row, center = x[at : at + d], centers[s, labels[s, i]]
-                sqdist = out.dtype.type(0)
-                for j in range(d):
-                    sqdist += (row[j] - center[j]) * (row[j] - center[j])
-                total += weight[i] * sqdist
-        out[s] = total
+        out[s] = loss_of(x, s * per_sample, per_token, weight, labels[s], centers[s])
+
+
+@jit
+def write_means_and_losses(
+    x: Any, per_sample: int, per_token: int, shares: Any, weights: Any, labels: Any, out: Any, losses: Any, first: int,
+    last: int,
+) -> None:  # fmt: skip
+    """`mean_and_loss`; shares and weights may be empty."""
+    k, equal = out.shape[1], np.ones(labels.shape[1], out.dtype)
+    mass, size = np.empty(k, out.dtype), np.empty(k, out.dtype)
+    for s in range(first, last):
+        share, weight = shares[s] if len(shares) > 0 else equal, weights[s] if len(weights) > 0 else equal
+        write_mean(x, s * per_sample, per_token, share, labels[s], False, mass, size, out[s])
+        losses[s] = loss_of(x, s * per_sample, per_token, weight, labels[s], out[s])
