@@ -33,16 +33,9 @@ class Clusters(NamedTuple):
 
 
 def _clusters(
-    method: str,
-    x: Tensor,
-    k: int,
-    weight: Tensor | None,
-    init: str | Tensor,
-    max_iter: int,
-    mask: Tensor | None,
-    backend: str,
-    refine: str | None = None,
-) -> Clusters:
+    method: str, x: Tensor, k: int, weight: Tensor | None, init: str | Tensor, max_iter: int, mask: Tensor | None,
+    backend: str, refine: str | None = None,
+) -> Clusters:  # fmt: skip
     checks.tokens(x)
     checks.count("k", k, 1)
     checks.per_token("weight", weight, x)

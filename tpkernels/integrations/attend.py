@@ -12,15 +12,9 @@ from ..functional.attention import attention
 
 
 def attend_heads(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sizes: Tensor | None,
-    *,
-    scores: bool,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, sizes: Tensor | None, *, scores: bool, dropout: float = 0.0,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Attention of q, k, v [B, H, N, d].
 
     Args:

@@ -113,15 +113,9 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def run_block(
-    family: Family,
-    block: Any,
-    x: Tensor,
-    sizes: Tensor | None,
-    *,
-    pool: TokenPool | None,
-    proportional: bool,
+    family: Family, block: Any, x: Tensor, sizes: Tensor | None, *, pool: TokenPool | None, proportional: bool,
     position: str,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """A pre-norm block from its own submodules, with pooling between attention and MLP or at its end.
 
     Args:

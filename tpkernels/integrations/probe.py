@@ -14,17 +14,9 @@ from .plan import Family, Unsupported
 
 # Libraries' names for what ties tokens to their positions: pooling would have to pool it too.
 _POSITIONAL = (
-    "rope",
-    "rel_pos",
-    "rel_pos_bias",
-    "shared_rel_pos",
-    "relative_position_bias",
-    "relative_position_bias_table",
-    "rotary_emb",
-    "rope_embeddings",
-    "position_embeddings",
-    "window_size",
-)
+    "rope", "rel_pos", "rel_pos_bias", "shared_rel_pos", "relative_position_bias", "relative_position_bias_table",
+    "rotary_emb", "rope_embeddings", "position_embeddings", "window_size",
+)  # fmt: skip
 
 
 def check_positions(*holders: Any) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import registry
 from .backends import torch_primitives
 from .context import compute_dtype, full_precision
-from .transforms import folds
+from .registry import folds, operation
 
 
 def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None, center_mask: Tensor | None = None) -> Tensor:
@@ -19,7 +18,7 @@ def assign(x: Tensor, centers: Tensor, mask: Tensor | None = None, center_mask: 
     return _operation(x.detach(), centers.detach(), mask, center_mask)
 
 
-@registry.operation("assign")
+@operation("assign")
 def _operation(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor | None) -> Tensor:
     if x.shape[0] == 0 or x.shape[1] == 0:
         return torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
@@ -39,10 +38,9 @@ def _operation(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Ten
     return label if mask is None else label.masked_fill(~mask, -1)
 
 
-@registry.fake(_operation)
+@torch.library.register_fake(_operation)
 def _(x: Tensor, centers: Tensor, mask: Tensor | None, center_mask: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=torch.int64)
 
 
-registry.autograd(_operation)
 folds(_operation)

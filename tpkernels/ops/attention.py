@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import registry
 from .context import transformed
 from .eager.attention import attention_chunks, attention_torch, empty_out
 from .gpu import attention as gpu_attention
+from .registry import operation
 
 
 def attention(
@@ -26,19 +26,19 @@ def attention(
     return out, significance if need_significance else None
 
 
-@registry.operation("attention_chunks")
+@operation("attention_chunks")
 def _chunks(
     q: Tensor, k: Tensor, v: Tensor, query_size: Tensor | None, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     return attention_chunks(q, k, v, query_size, bias, scale)
 
 
-@registry.fake(_chunks)
+@torch.library.register_fake(_chunks)
 def _(q: Tensor, k: Tensor, v: Tensor, *_given: Any) -> tuple[Tensor, Tensor]:
     return empty_out(v, q.dtype), q.new_empty(q.shape[0], q.shape[2], dtype=torch.float32)
 
 
-@registry.operation("attention")
+@operation("attention")
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None, scale: float, need_significance: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,12 +46,12 @@ def attention_triton(
     return gpu_attention.attend(q, k, v, key_size, mask, scale, need_significance)
 
 
-@registry.fake(attention_triton)
+@torch.library.register_fake(attention_triton)
 def _(q: Tensor, k: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     return gpu_attention.outputs(q, v, given[-1])
 
 
-@registry.operation("attention_backward")
+@operation("attention_backward")
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, key_size: Tensor | None,
     mask: Tensor | None, scale: float,
@@ -60,7 +60,7 @@ def attention_backward(
     return gpu_attention.attend_backward(grad, q, k, v, out, lse, key_size, mask, scale)
 
 
-@registry.fake(attention_backward)
+@torch.library.register_fake(attention_backward)
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_given: Any) -> tuple[Tensor, Tensor, Tensor]:
     return gpu_attention.gradients(q, v)
 
@@ -76,6 +76,4 @@ def _backward(ctx: Any, grad: Tensor, _significance: Tensor, _lse: Tensor) -> tu
     return *attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None, None
 
 
-registry.autograd(attention_triton, _setup, _backward)
-registry.autograd(attention_backward)
-registry.autograd(_chunks)
+torch.library.register_autograd(attention_triton, _backward, setup_context=_setup)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import registry
 from .backends import regime, torch_primitives
 from .cluster_mean import gradients
 from .context import full_precision, may_look, transformed
@@ -20,7 +19,7 @@ from .eager.segments import segment_min
 from .eager.starts import start_labels
 from .gpu.limits import limits_of
 from .problem import Found, Primitives, Results, Samples, Spec, Tensors, allocate
-from .transforms import differentiable, folds
+from .registry import folds, operation, transformable
 
 # Numbers in the centered tokens and Gram matrices of samples that are taken together; on a CPU they fit its cache.
 CHUNK_ELEMENTS = 1 << 22
@@ -43,21 +42,11 @@ def cluster(tensors: Tensors, spec: Spec, backend: str) -> Results:
     return Results._make(_Differentiable.apply(*given) if transformed(x) else _operation(*given))
 
 
-@registry.operation("cluster")
+@operation("cluster", differentiable=True)
 def _operation(
-    x: Tensor,
-    weight: Tensor | None,
-    pool_weight: Tensor | None,
-    mask: Tensor | None,
-    start: Tensor | None,
-    k: int,
-    method: str,
-    init: str,
-    output: str,
-    max_iter: int,
-    backend: str,
-    swaps: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor | None, pool_weight: Tensor | None, mask: Tensor | None, start: Tensor | None, k: int,
+    method: str, init: str, output: str, max_iter: int, backend: str, swaps: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     tensors = Tensors(x, weight, pool_weight, mask, start)
     spec = Spec(min(k, x.shape[1]), method, init, output, max_iter, swaps)
     chosen = torch_primitives(x) if backend == "torch" else None
@@ -73,7 +62,7 @@ def _operation(
         return tuple(run(tensors, spec, chosen))  # type: ignore[return-value]
 
 
-@registry.fake(_operation)
+@torch.library.register_fake(_operation)
 def _(*given: Any) -> tuple[Tensor, ...]:
     tensors, spec, backend = _typed(*given)
     if torch.onnx.is_in_onnx_export():
@@ -202,6 +191,5 @@ def _backward(ctx: Any, grad: Tensor, *_ignored: Any) -> tuple[Tensor | None, ..
     return grad_x, None, grad_weight if x is not None else None, *[None] * 9
 
 
-registry.autograd(_operation, _setup, _backward)
 folds(_operation)
-_Differentiable = differentiable(_operation, _setup, _backward)
+_Differentiable = transformable(_operation, _setup, _backward)

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import registry
 from .backends import torch_primitives
 from .context import compute_dtype, full_precision, transformed
 from .eager.primitives import EAGER
 from .eager.segments import member_weight, of_cluster
 from .gpu import means
-from .transforms import differentiable, folds
+from .registry import folds, operation, transformable
 
 
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
@@ -27,7 +26,7 @@ def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backen
     return (_Differentiable.apply if transformed(x) else _operation)(x, label, k, weight, backend)
 
 
-@registry.operation("cluster_mean")
+@operation("cluster_mean", differentiable=True)
 def _operation(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "triton":
         return means.cluster_mean(x, label, k, weight)
@@ -39,22 +38,17 @@ def _no_total(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], 0, dtype=torch.float32)
 
 
-@registry.fake(_operation)
+@torch.library.register_fake(_operation)
 def _(x: Tensor, label: Tensor, k: int, weight: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     total = x.new_empty(x.shape[0], k, dtype=torch.float32) if backend == "triton" else _no_total(x)
     return x.new_empty(x.shape[0], k, x.shape[2]), total
 
 
-@registry.operation("cluster_mean_backward")
+@operation("cluster_mean_backward")
 def cluster_mean_backward(
-    grad: Tensor,
-    label: Tensor,
-    x: Tensor | None,
-    mean: Tensor | None,
-    weight: Tensor | None,
-    total: Tensor,
+    grad: Tensor, label: Tensor, x: Tensor | None, mean: Tensor | None, weight: Tensor | None, total: Tensor,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of the means that `cluster_mean` made with this total: to x and, with x and mean given, to weight."""
     if backend == "triton":
         return means.cluster_mean_backward(grad, label, x, mean, weight, total)
@@ -62,7 +56,7 @@ def cluster_mean_backward(
         return mean_backward_torch(grad, label, x, mean, weight)
 
 
-@registry.fake(cluster_mean_backward)
+@torch.library.register_fake(cluster_mean_backward)
 def _(grad: Tensor, label: Tensor, x: Tensor | None, mean: Any, weight: Tensor | None, *_given: Any) -> Any:
     wants = x is not None and weight is not None
     grad_weight = grad.new_empty(label.shape, dtype=weight.dtype) if wants and weight is not None else grad.new_empty(0)
@@ -117,7 +111,5 @@ def _backward(ctx: Any, grad: Tensor, _total: Tensor) -> tuple[Tensor | None, ..
     return grad_x, None, None, grad_weight if x is not None else None, None
 
 
-registry.autograd(_operation, _setup, _backward)
-registry.autograd(cluster_mean_backward)
 folds(_operation)
-_Differentiable = differentiable(_operation, _setup, _backward)
+_Differentiable = transformable(_operation, _setup, _backward)

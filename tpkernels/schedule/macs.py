@@ -129,15 +129,9 @@ def clustering_macs(
 
 
 def block_macs(
-    shape: ViTShape,
-    n_in: int,
-    n_out: Any,
-    *,
-    method: str = "ward",
-    init: str | Sequence[int] = "ward",
-    max_iter: int = 5,
-    position: str = "attention",
-) -> Any:
+    shape: ViTShape, n_in: int, n_out: Any, *, method: str = "ward", init: str | Sequence[int] = "ward",
+    max_iter: int = 5, position: str = "attention",
+) -> Any:  # fmt: skip
     """MACs of one block, its clustering included, for many counts at once: for the search over schedules.
 
     Args:

@@ -22,14 +22,9 @@ CPU_SAMPLE_ELEMENTS = 1 << 16
 
 
 def attention_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_size: Tensor | None = None,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    need_significance: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None = None, mask: Tensor | None = None,
+    scale: float | None = None, need_significance: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """SDPA, and the significance from a chunk of probabilities at a time; differentiable in q, k, v through out.
 
     Without gradients one pass over the chunks gives both. With them, out is SDPA's, whose backward pass keeps no

@@ -71,15 +71,9 @@ def token_tile(n: int, d: int, gpu: bool) -> tuple[int, int]:
 
 
 def segment_means(
-    x: Tensor,
-    weight: Tensor | None,
-    offset: Tensor | None,
-    moving: Tensor | None,
-    segments: Segments,
-    mode: int,
-    out: Tensor,
-    **more: Tensor,
-) -> None:
+    x: Tensor, weight: Tensor | None, offset: Tensor | None, moving: Tensor | None, segments: Segments, mode: int,
+    out: Tensor, **more: Tensor,
+) -> None:  # fmt: skip
     """Two launches: chunks, then clusters. Writes to `out` and more what `kernels.streaming.means` says for the mode.
 
     Args:

@@ -91,14 +91,9 @@ class _Search:
 
 
 def _member_costs(
-    x: Tensor,
-    center: Tensor,
-    label: Tensor,
-    cost: Tensor,
-    offset: Tensor | None = None,
-    moving: Tensor | None = None,
+    x: Tensor, center: Tensor, label: Tensor, cost: Tensor, offset: Tensor | None = None, moving: Tensor | None = None,
     least: Tensor | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Squared distances of tokens [B, N, D] to their clusters' centers [B, K, D], written to cost [B, N].
 
     With moving, label holds keys, the centers lack the offset, and least [B, K] takes the bits of each cluster's least.
