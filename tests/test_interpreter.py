@@ -29,6 +29,7 @@ def test_a_launch_does_little_twice_and_gives_the_same_bits(method: str, monkeyp
         "tensor": (core.tensor, "__init__"),
         "conversion": (semantic, "binary_op_type_checking_impl"),
         "broadcast": (semantic, "broadcast_impl_value"),
+        "cast": (semantic, "cast"),
     }
     if not all(hasattr(vars(owner).get(name), "__wrapped__") for owner, name in guarded.values()):
         pytest.skip("this Triton has other names, and no guards")

@@ -229,7 +229,7 @@ def test_rooms_of_kernels_share_how_tokens_are_read_and_nothing_else() -> None:
 
 
 INERT = """
-import builtins, os, random, sys, threading
+import builtins, os, random, sys, threading, warnings
 
 class Without:
     # Finds what another finder finds, as if Triton were not installed.
@@ -265,7 +265,9 @@ def tasks():
 environment, threads, native = dict(os.environ), threading.enumerate(), tasks()
 seed, state = random.getstate(), torch.get_rng_state().clone()
 loaded = set(sys.modules)
-import tpkernels
+with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    import tpkernels
 
 for module, name, function in watched:
     setattr(module, name, function)
@@ -281,6 +283,8 @@ if BLOCKED:
     x = torch.randn(2, 8, 3)
     assert tpkernels.kmeans(x, 3).assignment.shape == (2, 8)
     assert tpkernels.TokenPool(0.5)(x).shape == (2, 5, 3)
+    # Its compiler takes seconds to load.
+    assert "torch._dynamo" in loaded or "torch._dynamo" not in sys.modules
     try:
         tpkernels.kmeans(x, 3, backend="triton")
     except RuntimeError as error:

@@ -43,7 +43,7 @@ def hostile(draw: st.DrawFn) -> tuple[Tensor, int, Tensor | None]:
 
 
 @each_case
-@settings(max_examples=sized(25, gpu=10))
+@settings(max_examples=sized(15, gpu=10))
 @given(problem=hostile(), output=st.sampled_from(["mean", "medoid"]))
 def test_any_numbers(
     case: Case, backend: str, device: torch.device, problem: tuple[Tensor, int, Tensor | None], output: str

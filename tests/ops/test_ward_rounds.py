@@ -68,12 +68,12 @@ def test_all_ways_agree(name: str, k: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @runs_triton
-@pytest.mark.parametrize("k", [1, 11, 32])
+@pytest.mark.parametrize("k", [1, 11])
 @pytest.mark.parametrize("name", problems())
 def test_the_kernel_agrees(name: str, k: int, device: torch.device) -> None:
     """The kernel keeps distances, the others keep costs: on a grid their rounding settles ties apart."""
     x, weight, mask = problems()[name]
-    x, k = x.float(), min(k, x.shape[1], sized(32, gpu=16))
+    x, k = x.float(), min(k, x.shape[1])
     samples = prepare(x, weight, mask, k)
     expected = ward(samples, k)
     there = [None if tensor is None else tensor.to(device) for tensor in (x, weight, weight, mask)]

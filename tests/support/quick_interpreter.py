@@ -63,22 +63,19 @@ def types_once(interpreter: ModuleType) -> Iterator[None]:
     wanted = (
         *((core, name) for name in ("block_type", "tensor")),
         *((interpreter, name) for name in ("_get_np_dtype", "interpreter_builder")),
-        *((semantic, name) for name in ("binary_op_type_checking_impl", "broadcast_impl_value")),
+        *((semantic, name) for name in ("binary_op_type_checking_impl", "broadcast_impl_value", "cast")),
     )
     if not all(hasattr(owner, name) for owner, name in wanted):
         yield
         return
     make_type, make_tensor = core.block_type.__init__, core.tensor.__init__
-    np_dtype, convert, broadcast = (
-        interpreter._get_np_dtype,
-        semantic.binary_op_type_checking_impl,
-        semantic.broadcast_impl_value,
-    )
-    options = interpreter.interpreter_builder.options
+    np_dtype, cast, options = interpreter._get_np_dtype, semantic.cast, interpreter.interpreter_builder.options
+    convert, broadcast = semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
     types: dict[Any, dict[str, Any]] = {}
     shapes: dict[Any, Any] = {}
     tensors: dict[str, dict[str, Any]] = {}
     dtypes: dict[str, Any] = {}
+    numbers: dict[tuple[str, str], Any] = {}
 
     @functools.wraps(make_type)
     def remembered_type(self: Any, element_ty: Any, shape: Any) -> None:
@@ -105,10 +102,26 @@ def types_once(interpreter: ModuleType) -> Iterator[None]:
 
     @functools.wraps(convert)
     def convert_where_needed(self: Any, lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> Any:
-        tensors = isinstance(lhs, core.tensor) and isinstance(rhs, core.tensor)
-        if tensors and lhs.dtype.name == rhs.dtype.name in ("fp32", "int32", "int64"):
-            return self.broadcast_impl_value(lhs, rhs)
+        if isinstance(lhs, core.tensor) and lhs.dtype.name in ("fp32", "int32", "int64"):
+            if isinstance(rhs, core.tensor) and lhs.dtype.name == rhs.dtype.name:
+                return self.broadcast_impl_value(lhs, rhs)
+            if type(rhs) in (int, float):
+                # By its digits, which tell 0 from -0.
+                key = repr(rhs), lhs.type.name
+                if key in numbers:
+                    return lhs, numbers[key]
+                same, other = convert(self, lhs, rhs, *args, **kwargs)
+                if same is lhs:
+                    other.handle.data.flags.writeable = False
+                    numbers[key] = other
+                return same, other
         return convert(self, lhs, rhs, *args, **kwargs)
+
+    @functools.wraps(cast)
+    def cast_where_needed(self: Any, input: Any, dst_ty: Any, *args: Any, **kwargs: Any) -> Any:
+        if input.type.scalar.name == dst_ty.scalar.name:
+            return input
+        return cast(self, input, dst_ty, *args, **kwargs)
 
     @functools.wraps(broadcast)
     def broadcast_where_needed(self: Any, lhs: Any, rhs: Any) -> Any:
@@ -122,6 +135,7 @@ def types_once(interpreter: ModuleType) -> Iterator[None]:
         mock.patch.object(interpreter, "_get_np_dtype", remembered_dtype),
         mock.patch.object(semantic, "binary_op_type_checking_impl", convert_where_needed),
         mock.patch.object(semantic, "broadcast_impl_value", broadcast_where_needed),
+        mock.patch.object(semantic, "cast", cast_where_needed),
         # Without debug its verdict on sums of integers is worked out and dropped.
         mock.patch.object(
             interpreter.interpreter_builder,

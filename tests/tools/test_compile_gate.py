@@ -17,6 +17,7 @@ import pytest
 from tests.support.compiled import compiled
 from tests.support.once import once
 from tests.support.programs import ROOT, run
+from tools.compile_gate import command
 
 TARGETS = {"sm_80", "sm_90", "sm_100", "gfx942", "sm_80-99k", "sm_80-64k"}
 TENSOR_CORES = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}
@@ -96,7 +97,12 @@ def test_nothing_to_compile_is_a_failure() -> None:
     done = run("-m", "tools.compile_gate", "--calls", "^mean", "--targets", "sm_90", "--kernels", "no_such_kernel")
     assert done.returncode == 1
     assert "no_such_kernel" in done.stderr
-    assert run("-m", "tools.compile_gate", "--targets", "sm_12").returncode == 2
+
+
+def test_a_target_that_there_is_not_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--targets", "sm_12"])
+    assert "sm_12" in capsys.readouterr().err
 
 
 @pytest.mark.compile

@@ -38,7 +38,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_given: Any) -> tuple[Tensor, Tensor]:
     return empty_out(v, q.dtype), q.new_empty(q.shape[0], q.shape[2], dtype=torch.float32)
 
 
-@operation("attention")
+@operation("attention", differentiable=True)
 def attention_triton(
     q: Tensor, k: Tensor, v: Tensor, key_size: Tensor | None, mask: Tensor | None, scale: float, need_significance: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,7 +103,7 @@ def test_one_launch_and_three_give_the_same(
     call: tuple[str, ...], launches: list[Spy.Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident, "config_of", lambda *_: SMALL)
-    problem = Problem(3, sized(35, gpu=19), sized(20, gpu=21), sized(9, gpu=6), *call)
+    problem = Problem(3, 19, sized(20, gpu=21), sized(9, gpu=6), *call)
     expected = problem.run()
     monkeypatch.setattr(resident, "splits", lambda *_: True)
     assert_alike(problem.run(), expected, problem)
