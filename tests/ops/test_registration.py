@@ -18,7 +18,7 @@ cluster, cluster_mean = torch.ops.tpkernels.cluster.default, torch.ops.tpkernels
 
 BACKENDS = ["torch", pytest.param("triton", marks=KERNELS)]
 CLUSTERERS = ("ward", "kmeans", "kmedoids")
-METHODS = (*CLUSTERERS, "topk", "importance", "random", "grid", "bipartite")
+QUICK_METHODS, OTHERS = (*CLUSTERERS, "topk", "bipartite"), ("importance", "random", "grid")
 # Ahead-of-time autograd is checked on few: it traces forward and backward under fake tensors once more.
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
@@ -236,7 +236,7 @@ def test_functions_take_a_dynamic_batch(name: str) -> None:
     assert count.graphs == 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*QUICK_METHODS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_token_pool_compiles_as_one_graph(method: str) -> None:
     pool = TokenPool(0.5, method, max_iter=2, num_prefix_tokens=1)
     significance, sizes, mask = draw_weight(2, 9), draw_weight(2, 9, seed=2), mask_of(2, 9)
@@ -254,7 +254,7 @@ def test_token_pool_compiles_as_one_graph(method: str) -> None:
     assert count.graphs == 1
 
 
-@pytest.mark.parametrize("method", [*CLUSTERERS, "random", "bipartite"])
+@pytest.mark.parametrize("method", QUICK_METHODS)
 def test_token_pool_takes_a_dynamic_batch_and_strided_tokens(method: str) -> None:
     pool = TokenPool(0.5, method, max_iter=2, num_prefix_tokens=0)
     count = Counter("aot_eager")

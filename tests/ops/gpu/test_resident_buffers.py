@@ -109,7 +109,7 @@ def test_a_sample_is_the_same_in_any_batch(call: tuple[str, ...], launches: list
     whole = problem.run()
     assert launches[0].grid < (5,)
     tensors = {name: getattr(problem, name) for name in ("x", "weight", "pool_weight", "mask", "start")}
-    for b in (0, 2, 4):
+    for b in (0, 4):
         for name, tensor in tensors.items():
             setattr(problem, name, None if tensor is None else alone(tensor, b))
         assert_same(problem.run(), tuple(result[b : b + 1] for result in whole))
