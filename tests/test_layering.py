@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "ops/__init__": set(),
     "ops/context": set(),
     "ops/problem": {"ops/context"},
-    "ops/registry": set(),
+    "ops/registry": {"ops/context"},
     # Where the code runs: eager knows no other room, cpu and gpu do not know each other.
     "ops/eager": {"ops/context", "ops/problem"},
     "ops/cpu": {"ops/eager", "ops/problem"},

@@ -26,11 +26,7 @@ def attention(
     return out, significance if need_significance else None
 
 
-@operation("attention_chunks")
-def _chunks(
-    q: Tensor, k: Tensor, v: Tensor, query_size: Tensor | None, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    return attention_chunks(q, k, v, query_size, bias, scale)
+_chunks = operation("attention_chunks")(attention_chunks)
 
 
 @torch.library.register_fake(_chunks)

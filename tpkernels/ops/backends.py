@@ -65,11 +65,6 @@ def torch_primitives(x: Tensor) -> Primitives:
     if not has_numba():
         _tell_of_numba()
         return EAGER
-    return _compiled()
-
-
-@functools.cache
-def _compiled() -> Primitives:
     from .cpu.primitives import COMPILED
 
     return COMPILED

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +31,17 @@ def full_precision(x: Tensor) -> AbstractContextManager:
 def _has_autocast(kind: str) -> bool:
     # torch 2.11 cannot trace is_autocast_available, so compiled code asks the list alone.
     return kind in AUTOCASTS or (not torch.compiler.is_compiling() and torch.amp.is_autocast_available(kind))
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, hidden from torch's compiler where that is loaded: it could trace what runs around a graph."""
+    hidden = functools.cache(lambda: torch.compiler.disable(function))
+
+    def call(*given: Any) -> Any:
+        # To hide it would load the compiler, which takes seconds.
+        return hidden()(*given) if "torch._dynamo" in sys.modules else function(*given)
+
+    return call
 
 
 def may_look(x: Tensor) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import sys
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .context import untraced
 
 LIBRARY = torch.library.Library("tpkernels", "FRAGMENT")
 
@@ -27,15 +28,9 @@ def operation(name: str, *, differentiable: bool = False) -> Callable[[Callable[
         raise RuntimeError(f"Trying to backward through tpkernels.{name}, which has no gradient")
 
     def register(function: Callable[..., Any]) -> Any:
-        untraced = functools.cache(lambda: torch.compiler.disable(function))
-
-        def kernel(*given: Any) -> Any:
-            # A compiler that is there could be at work around this call, and take the function's own lines up.
-            return untraced()(*given) if "torch._dynamo" in sys.modules else function(*given)
-
-        schema = torch.library.infer_schema(function, mutates_args=())
+        schema = torch.library.infer_schema(inspect.unwrap(function), mutates_args=())
         LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+        LIBRARY.impl(name, untraced(function), "CompositeExplicitAutograd")
         made = getattr(torch.ops.tpkernels, name).default
         if not differentiable:
             torch.library.register_autograd(made, refuse)
@@ -55,11 +50,8 @@ def transformable(made: Any, setup: Callable[..., None], back: Callable[..., Any
     class Differentiable(torch.autograd.Function):
         generate_vmap_rule = True
         setup_context = staticmethod(setup)
+        forward = staticmethod(lambda *given: made(*given))
         backward = staticmethod(back)
-
-        @staticmethod
-        def forward(*given: Any) -> Any:
-            return made(*given)
 
     return Differentiable
 
