@@ -75,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run what takes more than ten seconds")
+    parser.addoption("--slow", action="store_true", help="also run what takes long")
     parser.addoption("--thorough", action="store_true", help="also run what takes many minutes in Triton's interpreter")
 
 

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "tools": set(),
     "tools/compile_gate": set(),
     "tools/races": set(),
+    "tools/mutants": {"benchmarks"},
     "benchmarks": set(),
     "benchmarks/clustering": {"benchmarks"},
     "benchmarks/tax": {"benchmarks", "examples/common", "examples/deit"},

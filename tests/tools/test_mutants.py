@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.mutants import report, rows
+from tools.mutants.command import main
 from tools.mutants.mutant import Mutant, planted
 from tools.mutants.run import FAILURE, ROOT
 from tools.mutants.table import MUTANTS, WHY
@@ -47,10 +48,12 @@ def test_a_row_of_another_text_is_measured_again(tmp_path: Path) -> None:
     assert rows.known(rows.read(path), [SAMPLE._replace(new="b - a")]) == []
     table = report.text([(SAMPLE, row)], 1, {})
     assert "| sign | `ops/file.py` | a sum | the quick suite: `test_api.py::test_x` |" in table
-    document = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    assert report.put(document, table) == f"before\n{report.BEGIN}\n\n{table}\n\n{report.END}\nafter\n"
-    with pytest.raises(ValueError, match="--document"):
-        report.put("no markers", table)
+    document = tmp_path / "document.md"
+    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert main(["--output", str(path), "--document", str(document)]) == 0
+    # The sample is none of the mutants that there are.
+    begin, end = f"before\n{report.BEGIN}\n\n0 of {len(MUTANTS)} mutants", f"\n\n{report.END}\nafter\n"
+    assert document.read_text().startswith(begin) and document.read_text().endswith(end)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.reports import replace_between
+
 from . import report, rows
 from .mutant import Mutant
 from .run import ROOT, Copy, Outcome, commit
@@ -59,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.document is not None:
         measured = rows.known(rows.read(options.output), MUTANTS)
         table = report.text(measured, len(MUTANTS), WHY)
-        options.document.write_text(report.put(options.document.read_text(), table))
+        document = options.document
+        document.write_text(replace_between(document.read_text(), table, report.BEGIN, report.END))
         return 0
     options.output.parent.mkdir(parents=True, exist_ok=True)
     done = {mutant.name for mutant, _ in rows.known(rows.read(options.output), chosen)}

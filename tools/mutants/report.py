@@ -37,15 +37,3 @@ def text(measured: Sequence[tuple[Mutant, Row]], planned: int, why: dict[str, st
             by = f"{SUITES[row.suite]}: `{row.test.removeprefix('tests/')}`"
         lines.append(f"| {mutant.kind} | `{mutant.file.removeprefix('tpkernels/')}` | {mutant.what} | {by} |")
     return "\n".join(lines)
-
-
-def put(document: str, table: str) -> str:
-    """The document with what is between its markers replaced.
-
-    Raises:
-        ValueError: it has not one pair of markers in order.
-    """
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"--document: expected one {BEGIN} and one {END} after it")
-    before, rest = document.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"
