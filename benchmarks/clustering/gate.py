@@ -79,13 +79,13 @@ class Gate:
         self.samples = sorted({0, self.case.b - 1})[:SAMPLES]
         self._expected: dict[bool, list[float]] = {}
 
-    def check(self, label: Tensor, *, weighted: bool, same_path: bool, half_centres: bool) -> Verdict:
+    def check(self, label: Tensor, *, weighted: bool, same_path: bool, half_centers: bool) -> Verdict:
         """A verdict on labels [B, N].
 
         Args:
             weighted: whether they come from a clustering that counts the case's weights.
             same_path: whether the objective has to be the reference's, not merely reported.
-            half_centres: whether centers were rounded to the tokens' dtype.
+            half_centers: whether centers were rounded to the tokens' dtype.
         """
         wrong = not_a_clustering(label, self.case)
         if wrong is not None:
@@ -94,7 +94,7 @@ class Gate:
         found = [self._objective(i, label[i], weighted) for i in self.samples]
         ratios = [mine / its if its > 0 else float(mine == its) for mine, its in zip(found, expected, strict=True)]
         mean, ratio = sum(found) / len(found), sum(found) / max(sum(expected), 1e-300)
-        tolerance = self.tolerance(half_centres)
+        tolerance = self.tolerance(half_centers)
         worst = max(ratios, key=lambda r: abs(r - 1))
         if same_path and abs(worst - 1) > tolerance:
             return Verdict(
@@ -102,11 +102,11 @@ class Gate:
             )
         return Verdict(None, mean, ratio)
 
-    def tolerance(self, half_centres: bool) -> float:
+    def tolerance(self, half_centers: bool) -> float:
         """The largest relative difference allowed to a provider that takes the reference's steps."""
         if self.case.method == "ward":
             return WARD_TOLERANCE
-        return HALF_TOLERANCE if half_centres and self.case.dtype in ("bfloat16", "float16") else LLOYD_TOLERANCE
+        return HALF_TOLERANCE if half_centers and self.case.dtype in ("bfloat16", "float16") else LLOYD_TOLERANCE
 
     def expected(self, weighted: bool) -> list[float]:
         """The reference's objective of each sample that is checked."""

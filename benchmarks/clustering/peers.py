@@ -58,7 +58,7 @@ class FlashKMeans(Peer):
     name, package, module = "flash-kmeans", "flash-kmeans", "flash_kmeans"
     methods = frozenset({"kmeans"})
     weights = False
-    half_centres = True
+    half_centers = True
     # It synchronises with the host after every iteration, to see whether the centers still move.
     capturable = False
     solves = "K-Means with equal weights from the same start, the same iterations and a last assignment"

@@ -19,7 +19,7 @@ class Provider:
     name; package: what has to be installed, by its name on PyPI, and module: what is imported; methods: of the cases it
     takes; weights: whether it takes weights (without, it solves the case with equal ones); same_path: whether it takes
     the reference's steps from the same start (or is an exact Ward), so that its objective must be the reference's;
-    half_centres: whether it rounds centers to the tokens' dtype; on_cpu: whether it always runs on the CPU;
+    half_centers: whether it rounds centers to the tokens' dtype; on_cpu: whether it always runs on the CPU;
     capturable: whether a CUDA graph can hold it; solves: a line for tables.
     """
 
@@ -29,7 +29,7 @@ class Provider:
     methods: frozenset[str] = frozenset({"ward", "kmedoids", "kmeans"})
     weights = True
     same_path = True
-    half_centres = False
+    half_centers = False
     on_cpu = False
     capturable = True
     solves = "the case as it stands"

@@ -121,7 +121,7 @@ class Runner(runner.Runner):
             label,
             weighted=provider.weighted(gate.case),
             same_path=provider.same_path,
-            half_centres=provider.half_centres,
+            half_centers=provider.half_centers,
         )
         row.objective, row.objective_ratio = verdict.objective, verdict.ratio
         return verdict

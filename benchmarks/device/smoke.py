@@ -64,14 +64,14 @@ def _case(case: Case, journal: Journal) -> None:
         same_samples=round(float((found.assignment == expected.assignment).all(1).float().mean()), 4),
         rounds=int(found.n_iter.max()), rounds_of_torch=int(expected.n_iter.max()),
         samples_of_other_rounds=int((found.n_iter != expected.n_iter).sum()),
-        centres_apart=float((found.centers.float() - expected.centers.float()).abs().max()),
+        centers_apart=float((found.centers.float() - expected.centers.float()).abs().max()),
         red="; ".join(red),
     )  # fmt: skip
 
 
 def _what_is_red(found: tpkernels.Clusters, expected: tpkernels.Clusters, inputs: Inputs) -> list[str]:
     case, red = inputs.case, []
-    verdict = Gate(inputs).check(found.assignment, weighted=case.weighted, same_path=True, half_centres=False)
+    verdict = Gate(inputs).check(found.assignment, weighted=case.weighted, same_path=True, half_centers=False)
     if verdict.wrong is not None:
         return [verdict.wrong]
     ratio = _ratio(case, inputs, found, expected)
@@ -79,7 +79,7 @@ def _what_is_red(found: tpkernels.Clusters, expected: tpkernels.Clusters, inputs
         red.append(f"objective: expected the torch backend's, got {ratio:.6f} of it")
     # Unwritten memory is NaN here, see `_poison`.
     if not bool(found.centers.isfinite().all() and found.loss.isfinite().all()):
-        red.append("centres or loss are not finite")
+        red.append("centers or loss are not finite")
     if case.method == "ward" and int(found.n_iter.max()) > case.n - case.k:
         red.append(f"rounds: expected at most {case.n - case.k}, got {int(found.n_iter.max())}")
     far = (found.loss.double() / expected.loss.double() - 1).abs().max()

@@ -63,7 +63,7 @@ def load_small(path: Path) -> Subject:
         name=f"DeiT, width {cfg.embed_dim}, depth {cfg.depth}, {cfg.grid_size**2} patch tokens",
         checkpoint=str(path),
         transform=SmallTransform(cfg),
-        crop=f"centre square, {cfg.img_size} px",
+        crop=f"center square, {cfg.img_size} px",
         interpolation=f"bicubic, where an image is not {cfg.img_size} x {cfg.img_size}",
         num_classes=cfg.num_classes,
         facts=facts,

@@ -148,7 +148,7 @@ def test_kmeans_of_1000_problems_in_triton(device: torch.device, poisoned: None)
             assert_state(x, step, weight)
             same = torch.equal(step.assignment, expected.assignment) and step.n_iter == expected.n_iter
             if not same or not same_centers(x, step.centers, expected.centers):
-                # Equal tokens are equal centres, and rounding takes the one or the other. The larger problems of a GPU
+                # Equal tokens are equal centers, and rounding takes the one or the other. The larger problems of a GPU
                 # have near ties besides.
                 assert CUDA or problem_has_duplicates(index), f"problem {index}, sample {b}"
                 other.append(b)
@@ -213,7 +213,7 @@ def test_wards_results_in_triton_are_the_references(device: torch.device) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_starts_are_the_references(method: str, backend: str, device: torch.device) -> None:
-    """Without an update, the centres are the start."""
+    """Without an update, the centers are the start."""
     for seed in range(6):
         problem = make(seed, 2, sized(13, gpu=33), 5, 6, weighted=True)
         for init in INITS:

@@ -117,7 +117,7 @@ def test_centers_with_a_mask(method: str) -> None:
     centers = getattr(tpkernels, method)(x, 3, w, mask=mask).centers
     (grad,) = torch.autograd.grad(centers.square().sum(), x)
     assert grad.isfinite().all() and grad[~mask].eq(0).all()
-    # Fewer tokens than clusters: each is its own centre.
+    # Fewer tokens than clusters: each is its own center.
     torch.testing.assert_close(grad[1, [0, 2]], 2 * x[1, [0, 2]].detach())
 
 
@@ -158,7 +158,7 @@ def test_chamfer_loss() -> None:
     x, centers, w = draw(2, 6, 3), draw(2, 4, 3, seed=4), draw_weight(2, 6)
     check(tpkernels.chamfer_loss, x, centers)
     check(tpkernels.chamfer_loss, x, centers, w)
-    # A centre on a token is at distance 0, where a square root would have no gradient.
+    # A center on a token is at distance 0, where a square root would have no gradient.
     exact = leaf(x[:, :4])
     (grad,) = torch.autograd.grad(tpkernels.chamfer_loss(x[:, :4], exact).sum(), exact)
     assert grad.eq(0).all()
@@ -319,8 +319,8 @@ class Block(nn.Module):
 
 def clumps(b: int, n: int, d: int) -> Tensor:
     """Tokens in pairs far apart: rounding to bfloat16 changes no cluster."""
-    centre = 4 * draw(b, n // 2, d, seed=3).repeat_interleave(2, 1)
-    return (centre + 0.2 * draw(b, n, d, seed=4)).float()
+    center = 4 * draw(b, n // 2, d, seed=3).repeat_interleave(2, 1)
+    return (center + 0.2 * draw(b, n, d, seed=4)).float()
 
 
 @pytest.mark.parametrize("method", METHODS)

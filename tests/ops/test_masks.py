@@ -1,4 +1,4 @@
-"""Padding where functions take tokens and centres: a padded sample is the short one, whatever the padding holds."""
+"""Padding where functions take tokens and centers: a padded sample is the short one, whatever the padding holds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_assign_and_chamfer_loss(junk: float) -> None:
         torch.testing.assert_close(loss[b : b + 1], chamfer_loss(short, chosen, weight[b : b + 1, rows]))
 
 
-def test_no_centre_at_all() -> None:
+def test_no_center_at_all() -> None:
     x, mask = ragged(5, [5, 3], 0.0)
     none = torch.zeros(2, 4, dtype=torch.bool)
     assert assign(x, torch.zeros(2, 4, 4), mask, center_mask=none).eq(-1).all()

@@ -60,7 +60,7 @@ def test_ties_are_the_references(path: str) -> None:
     generator = torch.Generator().manual_seed(3)
     for seed in range(12):
         x = torch.randint(-3, 4, (3, 6 + seed, 2), generator=generator).double()
-        # Centred coordinates stay whole.
+        # Centered coordinates stay whole.
         x = torch.cat([x, -x], 1)
         weight = 2.0 ** torch.randint(-2, 1, x.shape[:2], generator=generator).double() if seed % 2 else None
         if weight is not None:
@@ -127,7 +127,7 @@ def test_dtypes_and_gradient(dtype: torch.dtype) -> None:
     found = tpkernels.kmedoids(x, 7, refine="swap")
     assert found.centers.dtype == dtype
     found.centers.sum().backward()
-    # Centres are tokens: each takes part once.
+    # Centers are tokens: each takes part once.
     assert torch.equal(x.grad.sum(-1).count_nonzero(1), torch.tensor([7, 7]))
 
 

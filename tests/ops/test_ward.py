@@ -260,7 +260,7 @@ def test_weight_two_is_the_token_twice(ward) -> None:
 
 
 def test_zero_weights(ward, rounds: str) -> None:
-    """A token without weight joins at almost no cost, and moves no centre."""
+    """A token without weight joins at almost no cost, and moves no center."""
     problem = make(5, 1, 20, 4, 6, weighted=True)
     x, weight = problem.x, problem.weight.clone()
     weight[0, ::2] = 0

@@ -56,7 +56,7 @@ def test_kmeans_by_hand():
     close(found.loss, 1)
     assert found.n_iter == 2
     assert found.medoids.tolist() == [0, 2]
-    # One update: centres 0 and 4, then a last assign: 0 + 1 + 1 + 4.
+    # One update: centers 0 and 4, then a last assign: 0 + 1 + 1 + 4.
     once = reference.kmeans(x, 2, init=torch.tensor([0, 1]), max_iter=1)
     assert once.assignment.tolist() == [0, 0, 1, 1]
     close(once.centers, [[0], [4]])
@@ -117,7 +117,7 @@ def test_kmeans_empty_cluster():
     found = reference.kmeans(x, 2, init=start)
     close(found.centers, [[0], [5]])
     assert found.loss == 0 and found.n_iter == 2
-    # Nothing ever fills the second: it keeps its centre, comes last and has no medoid.
+    # Nothing ever fills the second: it keeps its center, comes last and has no medoid.
     empty = reference.kmeans(torch.full((3, 1), 0.1), 2, init=start)
     assert empty.assignment.tolist() == [0, 0, 0]
     assert empty.medoids.tolist() == [0, -1]

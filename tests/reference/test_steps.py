@@ -17,7 +17,7 @@ def test_pairwise_sqdist_by_hand():
 
 
 def test_assign_takes_the_lowest_slot_on_a_tie():
-    # Token 2 is at distance 2 from both centres, token 5 at distance 1 from the second.
+    # Token 2 is at distance 2 from both centers, token 5 at distance 1 from the second.
     assert reference.assign_tokens(line(2, 5), line(0, 4)).tolist() == [0, 1]
     assert reference.assign_tokens(line(2, 5), line(4, 0)).tolist() == [0, 0]
 

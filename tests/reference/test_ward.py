@@ -12,7 +12,7 @@ from tpkernels import reference
 
 
 def test_ward_by_hand():
-    # {0, 1}: 1/2 * 1 = 1/2, centre 1/2. With 3: 2/3 * (5/2)^2 = 25/6, centre 4/3 (3 and 10: 49/2).
+    # {0, 1}: 1/2 * 1 = 1/2, center 1/2. With 3: 2/3 * (5/2)^2 = 25/6, center 4/3 (3 and 10: 49/2).
     # With 10: 3/4 * (26/3)^2 = 169/3.
     x = line(0, 1, 3, 10)
     two = reference.ward(x, 2)

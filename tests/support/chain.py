@@ -22,7 +22,7 @@ def pick(found: Clusters, b: int) -> Clusters:
 
 
 def assert_state(x: Tensor, found: Clusters, weight: Tensor | None) -> None:
-    """One sample's assignment is the nearest centre, its loss is that of the pair, a medoid is in its own cluster."""
+    """One sample's assignment is the nearest center, its loss is that of the pair, a medoid is in its own cluster."""
     assert assignment_regret(x, found.centers, found.assignment) <= regret_limit(x)
     if found.medoids is not None:
         assert found.assignment[found.medoids].tolist() == list(range(len(found.medoids)))
@@ -33,12 +33,12 @@ def assert_state(x: Tensor, found: Clusters, weight: Tensor | None) -> None:
 
 
 def assert_means(x: Tensor, weight: Tensor | None, before: Clusters, after: Clusters) -> None:
-    """The centres of `after` are those that the reference makes of the assignment of `before`."""
+    """The centers of `after` are those that the reference makes of the assignment of `before`."""
     assert same_centers(x, after.centers, reference.update_means(x, before.assignment, before.centers, weight))
 
 
 def same_centers(x: Tensor, found: Tensor, expected: Tensor) -> bool:
-    """The same centres of a sample x, in any order: equal tokens may start each other's empty clusters."""
+    """The same centers of a sample x, in any order: equal tokens may start each other's empty clusters."""
     sqdist = reference.pairwise_sqdist(expected, found.double())
     limit = x.shape[1] * (TOLERANCES[x.dtype].value * float(x.double().abs().max())) ** 2
     return float(sqdist.amin(1).max()) <= limit and float(sqdist.amin(0).max()) <= limit

@@ -78,7 +78,7 @@ def regret_limit(x: Tensor, weight: Tensor | None = None) -> float:
 
 
 def assignment_regret(x: Tensor, centers: Tensor, label: Tensor) -> float:
-    """By how much a token of x [N, D] is farther from its centre of [K, D] than from the nearest, squared, at most."""
+    """By how much a token of x [N, D] is farther from its center of [K, D] than from the nearest, squared, at most."""
     sqdist = reference.pairwise_sqdist(x, centers.double())
     return float((sqdist.gather(1, label[:, None]).squeeze(1) - sqdist.amin(1)).max())
 

@@ -133,7 +133,7 @@ class Tuner:
         first = functools.partial(self._forced, attempt, key, [lambda: found.append(calls[0]())])
         attempt.cold_s = timing.wall_ms(first) / 1e3
         weighted = gate.case.weighted
-        verdict = gate.check(found[0], weighted=weighted, same_path=True, half_centres=False)
+        verdict = gate.check(found[0], weighted=weighted, same_path=True, half_centers=False)
         if verdict.wrong is not None:
             attempt.why_not, attempt.wrong = f"wrong: {verdict.wrong}", True
         elif self._watch is None:

@@ -203,7 +203,7 @@ OPERATIONS = (
         "(kept + samples.offset).to(tokens.dtype)",
         "kept.to(tokens.dtype)",
         "the center of an emptied cluster lacks the sample's mean",
-        ("tests/kernels/streaming/test_clusters.py::test_an_emptied_cluster_keeps_its_centre",),
+        ("tests/kernels/streaming/test_clusters.py::test_an_emptied_cluster_keeps_its_center",),
     ),
     Mutant(
         "ops-loss-dtype",

@@ -42,7 +42,7 @@ def test_right_answers_pass(method: str, name: str) -> None:
     inputs = make_inputs(SMALL[method], CPU)
     (provider,) = (provider for provider in providers.OWN if provider.name == name)
     label = provider.prepare(inputs)()
-    verdict = Gate(inputs).check(label, weighted=SMALL[method].weighted, same_path=True, half_centres=False)
+    verdict = Gate(inputs).check(label, weighted=SMALL[method].weighted, same_path=True, half_centers=False)
     assert verdict.wrong is None and verdict.ratio == pytest.approx(1, abs=2e-3) and verdict.objective > 0
 
 
@@ -91,13 +91,13 @@ def test_large_cases_are_held_to_a_twin_that_is_held_to_the_reference(monkeypatc
     monkeypatch.setattr(gate, "REFERENCE_ELEMENTS", 0)
     inputs = make_inputs(SMALL["kmeans"], CPU)
     label = providers.Library("torch").prepare(inputs)()
-    assert Gate(inputs).check(label, weighted=True, same_path=True, half_centres=False).wrong is None
+    assert Gate(inputs).check(label, weighted=True, same_path=True, half_centers=False).wrong is None
     monkeypatch.setattr(gate, "_loops", lambda case, x, weight, start: torch.zeros(len(x), dtype=torch.int64))
     with pytest.raises(RuntimeError, match="the reference's"):
-        Gate(inputs).check(label, weighted=True, same_path=True, half_centres=False)
+        Gate(inputs).check(label, weighted=True, same_path=True, half_centers=False)
 
 
-def test_half_centres_have_their_own_tolerance() -> None:
+def test_half_centers_have_their_own_tolerance() -> None:
     half = Gate(make_inputs(dataclasses.replace(SMALL["kmeans"], dtype="bfloat16"), CPU))
     single = Gate(make_inputs(SMALL["kmeans"], CPU))
     assert half.tolerance(True) > half.tolerance(False) == single.tolerance(True)

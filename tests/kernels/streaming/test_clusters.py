@@ -105,7 +105,7 @@ def test_the_lowest_index_wins_ties(method: str) -> None:
     assert everywhere.assignment[0, others].eq(0).all() and everywhere.loss.item() == 0
 
 
-def test_an_emptied_cluster_keeps_its_centre() -> None:
+def test_an_emptied_cluster_keeps_its_center() -> None:
     """Tokens 0 to 2 are equal: the second start loses its only member to the first, and nothing comes near again."""
     x = torch.tensor([[4.0, 0], [4, 0], [4, 0], [-4, 1], [-5, 1], [-4, 2], [-6, 0]])[None]
     start = torch.tensor([[0, 1, 3]])
@@ -113,7 +113,7 @@ def test_an_emptied_cluster_keeps_its_centre() -> None:
     assert found.assignment.tolist() == [[0, 0, 0, 1, 1, 1, 1]] and found.total.tolist() == [[3, 4, 0]]
     assert_values(found.tokens[0], torch.tensor([[4, 0], [-19 / 4, 1], [4, 0]]))
     assert run(x, 3, "kmeans", "mean", start).tokens[0, 2].tolist() == [0, 0]
-    # A centre without members that comes to be the nearest has members again.
+    # A center without members that comes to be the nearest has members again.
     x[0, 2, 0] = 5
     again = run(x, 3, "kmeans", init=start, max_iter=4)
     assert again.assignment.tolist() == [[0, 0, 1, 2, 2, 2, 2]] and again.total.tolist() == [[2, 1, 4]]
@@ -203,7 +203,7 @@ def test_offsets_and_scales_change_nothing(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_halves_hold_what_float32_does(method: str) -> None:
-    """Two centres a 2^-12 apart, which one float16 would hold for one: tokens on both sides tell them apart."""
+    """Two centers a 2^-12 apart, which one float16 would hold for one: tokens on both sides tell them apart."""
     x = torch.randn(1, 34, 5, generator=torch.Generator().manual_seed(0))
     x[0, :, 0] = torch.where(torch.arange(34) % 2 == 0, 3.0, -3.0)
     x[0, :2] = torch.tensor([1.0, 0.5, 0.25, 0.125, 0])
@@ -212,10 +212,10 @@ def test_halves_hold_what_float32_does(method: str) -> None:
     found = run(x, 2, method, init=torch.tensor([[0, 1]]), max_iter=0)
     right, left = found.assignment[0, 2:4]
     assert right != left and torch.equal(found.assignment[0, 2:], torch.stack([right, left]).repeat(16))
-    # The centres themselves are nearer to each other than float32 can tell; a token on the wrong side costs 2^-10.
+    # The centers themselves are nearer to each other than float32 can tell; a token on the wrong side costs 2^-10.
     centers = found.tokens[0]
     assert assignment_regret(x[0], centers, found.assignment[0]) <= 2.0**-23
-    # And two tokens as near to each other, on both sides of the middle between two centres.
+    # And two tokens as near to each other, on both sides of the middle between two centers.
     x[0, :2, 1:] = 0
     x[0, :2, 0] = torch.tensor([2.25, 0.25])
     x[0, 2:, 1:] = 0

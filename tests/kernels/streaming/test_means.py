@@ -70,7 +70,7 @@ def test_an_iteration_is_a_fixed_number_of_launches(method: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_memory_is_of_the_size_of_tokens_and_centres(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_of_the_size_of_tokens_and_centers(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = spy(monkeypatch, run=False)
     n, d, k = 4096, 16, 1024
     for b in (1, 3):

@@ -120,7 +120,7 @@ def test_the_loops_give_what_the_twins_give(method: str, name: str, k: int, both
 
 @pytest.mark.parametrize("method", METHODS)
 def test_small_problems(method: str, both: Both) -> None:
-    """Many of them, some with clusters that lose all their members on the way and keep their centre."""
+    """Many of them, some with clusters that lose all their members on the way and keep their center."""
     lost = 0
     for seed in range(60):
         problem = make(seed, 4, 12 + seed % 20, 1 + seed % 3, 5 + seed % 4, weighted=seed % 2 == 1, zeros=seed % 4 == 1)
@@ -136,7 +136,7 @@ def test_small_problems(method: str, both: Both) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_beyond_the_gram_matrix(method: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Centres are met in tiles, whose ends must not show: of 5 tokens here, and of samples."""
+    """Centers are met in tiles, whose ends must not show: of 5 tokens here, and of samples."""
     monkeypatch.setattr(eager_lloyd, "GRAM_LIMIT", 8)
     x, weight, mask = problems()["weights and mask"]
     for elements in (55, 500, 5000):
@@ -147,7 +147,7 @@ def test_tokens_beyond_the_gram_matrix(method: str, both: Both, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", problems())
 def test_one_sample_beyond_the_gram_matrix(name: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products with all centres are kept, and made anew for those that moved; blocks' ends must not show."""
+    """Products with all centers are kept, and made anew for those that moved; blocks' ends must not show."""
     monkeypatch.setattr(eager_lloyd, "GRAM_LIMIT", 1)
     monkeypatch.setattr(table_module, "BLOCK", 5)
     x, weight, mask = problems()[name]
@@ -173,7 +173,7 @@ def test_clusters_that_lose_their_members_beyond_the_gram_matrix(both: Both, mon
     assert lost > 0
 
 
-def test_products_that_are_kept_are_those_of_the_centres() -> None:
+def test_products_that_are_kept_are_those_of_the_centers() -> None:
     """Slots change in any order, and their rows with them."""
     generator = torch.Generator().manual_seed(3)
     place, row_of = torch.arange(12), torch.zeros(12, 4)
@@ -319,14 +319,14 @@ def test_the_objective() -> None:
     generator = torch.Generator().manual_seed(6)
     for dtype in (torch.float32, torch.float64):
         x = torch.randn(3, 20, 5, generator=generator, dtype=dtype)
-        centre = torch.randn(3, 4, 5, generator=generator, dtype=dtype)
+        center = torch.randn(3, 4, 5, generator=generator, dtype=dtype)
         label = torch.randint(-1, 4, (3, 20), generator=generator)
         x = x.masked_fill((label < 0)[..., None], torch.nan)
         weight = torch.rand(3, 20, generator=generator).masked_fill(label < 0, torch.nan)
         for w in (None, weight):
-            expected = distances.objective(x, centre, label, w)
+            expected = distances.objective(x, center, label, w)
             for layout in LAYOUTS:
-                found = tokens.objective(laid_out(x, layout), centre, label, w)
+                found = tokens.objective(laid_out(x, layout), center, label, w)
                 assert found.dtype == dtype
                 assert_values(found, expected)
 
