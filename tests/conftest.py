@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 
 # Before whatever imports a kernel: it says where they run.
 from tests.support.marks import DEVICE, FOR_GPU, KERNELS, RUNS_TRITON
-from tests.support.quick_interpreter import quickened
 from tests.support.sanitizer import Watch, watched
+from tools.quick_interpreter import quickened
 
 # The problems are small: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)

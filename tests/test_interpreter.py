@@ -12,7 +12,7 @@ import torch
 
 import tpkernels
 from tests.support.marks import interpreter_marks
-from tests.support.quick_interpreter import quickened
+from tools.quick_interpreter import quickened
 
 pytestmark = interpreter_marks("the guard is the interpreter's")
 
