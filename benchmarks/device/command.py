@@ -12,6 +12,7 @@ DIR/*.csv), what is printed goes to DIR/log.txt, and the last thing printed here
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -79,7 +80,7 @@ def _supervised(options: argparse.Namespace, folder: Path, seconds: float) -> in
         if options.rehearse:
             rehearsal.begin(Path(scratch) / "stand-ins")
             # The interpreter on a busy machine is no reason to kill a step.
-            steps = [step._replace(limit=5 * step.limit) for step in plan(options.steps or list(known()))]
+            steps = [dataclasses.replace(step, limit=5 * step.limit) for step in plan(options.steps or list(known()))]
         elif options.prebuilt is not None:
             from . import cache
 
