@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import execution, memory
+from . import execution, memory, rehearsal
 from .errors import one_line_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -138,4 +138,5 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with rehearsal.quickened():
+        raise SystemExit(main())

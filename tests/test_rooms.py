@@ -16,11 +16,11 @@ MAY_IMPORT = {
     "tools/compile_gate": set(),
     "tools/races": set(),
     "tools/mutants": {"benchmarks"},
-    "benchmarks": set(),
+    "benchmarks": {"tools"},
     "benchmarks/clustering": {"benchmarks"},
     "benchmarks/tax": {"benchmarks", "examples/common", "examples/deit"},
     "tools/autotune": {"benchmarks", "benchmarks/clustering"},
-    "benchmarks/device": {"benchmarks", "benchmarks/clustering", "tools", "tools/compile_gate", "tools/autotune"},
+    "benchmarks/device": {"benchmarks", "benchmarks/clustering", "tools/compile_gate", "tools/autotune"},
     "benchmarks/readme": {"benchmarks", "benchmarks/clustering", "benchmarks/tax"},
     "benchmarks/__main__": {
         *("benchmarks", "benchmarks/clustering", "benchmarks/tax", "benchmarks/device", "benchmarks/readme"),

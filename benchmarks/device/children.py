@@ -7,12 +7,10 @@ import importlib
 import sys
 import time
 import traceback
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import in_words
-from ..rehearsal import rehearsing
 from .journal import Journal
 
 # Seconds before the kill: at which a process prints its stack, and in which it ends and records what it has begun.
@@ -57,24 +55,12 @@ def run(name: str, folder: Path, seconds: float) -> int:
     given = Run(journal, folder, time.monotonic() + seconds, part)
     try:
         module, function = where.split(".")
-        with _quickened():
-            getattr(importlib.import_module(f".{module}", __package__), function)(given)
+        getattr(importlib.import_module(f".{module}", __package__), function)(given)
     except Exception as error:
         # Whatever a kernel or a tool raises is the step's result, in full in the log.
         traceback.print_exc(file=sys.stderr)
         journal.tell(what=name, red=in_words(error))
     return int(journal.red)
-
-
-def _quickened() -> AbstractContextManager[None]:
-    """In a rehearsal Triton's interpreter does nothing twice."""
-    if not rehearsing():
-        return nullcontext()
-    from triton.runtime import interpreter
-
-    from tools.quick_interpreter import quickened
-
-    return quickened(interpreter)
 
 
 class _Watched(Journal):
