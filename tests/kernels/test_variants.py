@@ -40,6 +40,7 @@ print(json.dumps(found))
 
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.compile,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
 ]

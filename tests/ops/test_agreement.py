@@ -200,8 +200,15 @@ def test_wards_results_are_the_references(device: torch.device) -> None:
 
 
 @runs_triton
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "init"),
+    [
+        *(("kmeans", init) for init in ("ward", "strided")),
+        *(("kmedoids", init) for init in ("topk", "farthest")),
+        *(pytest.param("kmeans", init, marks=pytest.mark.slow) for init in ("topk", "farthest")),
+        *(pytest.param("kmedoids", init, marks=pytest.mark.slow) for init in ("ward", "strided")),
+    ],
+)
 def test_results_in_triton_are_the_references(method: str, init: str, device: torch.device) -> None:
     assert_results(method, init, "triton", device, count=sized(4, gpu=8), small=4)
 

@@ -11,6 +11,7 @@ from deit.model import DeiT, DeiTConfig
 from torch import Tensor
 
 import tpkernels
+from tpkernels.names import METHODS
 
 BATCH = ({0: torch.export.Dim("batch", min=1, max=64)},)
 # Each with at most a few steps: loops are written out in the graph.
@@ -47,8 +48,8 @@ def images(batch: int) -> Tensor:
 @pytest.mark.parametrize(
     "method",
     [
-        *("ward", "kmedoids", "bipartite"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("kmeans", "topk", "importance", "random", "grid")),
+        "ward",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "ward"),
     ],
 )
 def test_an_exported_model_answers_alike(method: str) -> None:

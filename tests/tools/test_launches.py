@@ -44,6 +44,7 @@ print(json.dumps({"before": before, "after": asked, "same": chosen[0] == chosen[
 """
 
 
+@pytest.mark.slow
 def test_nobody_asks_this_machine() -> None:
     """The functions themselves never run, whichever module and name a launcher has them from."""
     # Where Triton interprets, there is nothing that would be launched.

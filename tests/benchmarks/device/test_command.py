@@ -93,8 +93,8 @@ def test_a_good_run_ends_well(tmp_path: Path) -> None:
     [
         ("hangs", "over its time"),
         ("ignores", "over its time"),
-        ("crashes", "killed by SIGABRT"),
-        ("raises", "exit code 1"),
+        pytest.param("crashes", "killed by SIGABRT", marks=pytest.mark.slow),
+        pytest.param("raises", "exit code 1", marks=pytest.mark.slow),
         ("silent", "no row"),
     ],
 )
