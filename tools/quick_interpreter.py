@@ -75,7 +75,7 @@ def types_once(interpreter: ModuleType) -> Iterator[None]:
     shapes: dict[Any, Any] = {}
     tensors: dict[str, dict[str, Any]] = {}
     dtypes: dict[str, Any] = {}
-    numbers: dict[tuple[str, str], Any] = {}
+    numbers: dict[Any, Any] = {}
 
     @functools.wraps(make_type)
     def remembered_type(self: Any, element_ty: Any, shape: Any) -> None:
@@ -106,8 +106,8 @@ def types_once(interpreter: ModuleType) -> Iterator[None]:
             if isinstance(rhs, core.tensor) and lhs.dtype.name == rhs.dtype.name:
                 return self.broadcast_impl_value(lhs, rhs)
             if type(rhs) in (int, float):
-                # By its digits, which tell 0 from -0.
-                key = repr(rhs), lhs.type.name
+                # By its digits, which tell 0 from -0, and by the rules of the operation.
+                key = repr(rhs), lhs.type.name, args, *kwargs.items()
                 if key in numbers:
                     return lhs, numbers[key]
                 same, other = convert(self, lhs, rhs, *args, **kwargs)

@@ -14,6 +14,7 @@ from torch import Tensor
 import tpkernels
 from tests.support.chain import assert_chain, assert_state, pick, same_centers
 from tests.support.marks import CUDA, FOR_GPU, interpreter_only, runs_triton, sized
+from tests.support.pooled import IN_THE_KERNEL, ITERATED
 from tests.support.strategies import Problem, make, numbered, starts
 from tests.support.tolerances import (
     TOLERANCES,
@@ -202,12 +203,7 @@ def test_wards_results_are_the_references(device: torch.device) -> None:
 @runs_triton
 @pytest.mark.parametrize(
     ("method", "init"),
-    [
-        *(("kmeans", init) for init in ("ward", "strided")),
-        *(("kmedoids", init) for init in ("topk", "farthest")),
-        *(pytest.param("kmeans", init, marks=pytest.mark.slow) for init in ("topk", "farthest")),
-        *(pytest.param("kmedoids", init, marks=pytest.mark.slow) for init in ("ward", "strided")),
-    ],
+    [pytest.param(*case, marks=[] if case in IN_THE_KERNEL else pytest.mark.slow) for case in ITERATED],
 )
 def test_results_in_triton_are_the_references(method: str, init: str, device: torch.device) -> None:
     assert_results(method, init, "triton", device, count=sized(4, gpu=8), small=4)

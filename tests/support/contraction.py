@@ -39,7 +39,8 @@ def operations(ptx: str, file: str) -> dict[int, list[str]]:
 def main(names: list[str]) -> None:
     """Every launch of Ward that the gate makes with one sample a program, as shipped and with contraction allowed."""
     chosen = [call for call in calls() if call.options.get("method") == "ward" and call.smoke and not call.odd]
-    for name, target in ((name, TARGETS[name]) for name in names):
+    for name in names:
+        target = TARGETS[name]
         for launch in launches(target, chosen):
             for fused in (None, True):
                 kwargs = launch.kwargs if fused is None else {**launch.kwargs, "enable_fp_fusion": fused}

@@ -46,7 +46,7 @@ def on_both(cases: list[Case], *, fewer_kernels: bool = False) -> Callable[[Test
     """Parametrizes a test by every case on the torch backend, and on Triton's by those that it has a kernel for.
 
     Starts take turns by the test's name, since the interpreter is slow: each method with half of its own here. All
-    pairs are in tests/ops/test_agreement.py and tests/ops/gpu/.
+    pairs are in tests/ops/gpu/, and with the slow ones in tests/ops/test_agreement.py.
 
     Args:
         fewer_kernels: on a GPU one case of each method, for what takes a kernel of its own.

@@ -142,9 +142,9 @@ def _run(tensors: Tensors, spec: Spec, using: Primitives) -> Results:
         tokens, loss = using.mean_and_loss(x, label, k, tensors.pool_weight, tensors.weight)
         total = None
     else:
-        source = samples.only_valid(source) if spec.output == "center" else label
+        source = samples.only_valid(source) if wants_loss else label
         tokens, total = using.mean(x, source, k, tensors.pool_weight)
-        if spec.output == "center" and found.kept is not None:
+        if wants_loss and found.kept is not None:
             tokens = _with_kept(tokens, found.kept, found.lost, samples, total)
     heights = samples.scale.new_empty(b, 0) if found.heights is None else found.heights
     loss = using.objective(x, tokens, label, tensors.weight) if loss is None else loss
