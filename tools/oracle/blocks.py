@@ -84,7 +84,7 @@ def find_tower(model: nn.Module, ask: Ask) -> Tower:
             return Tower(calls, prefix)
         except NoPlace as error:
             reasons.append(str(error))
-    raise NoPlace(reasons[0] if reasons else "no blocks of tokens")
+    raise NoPlace(" and ".join(dict.fromkeys(reasons)) if reasons else "no blocks of tokens")
 
 
 def first_tokens(model: nn.Module, containers: list[Any], ask: Ask, seed: int) -> dict[nn.Module, Tensor]:

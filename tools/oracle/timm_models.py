@@ -18,9 +18,11 @@ from .candidate import Candidate, images
 SIDE = 32
 TINY = {"img_size": SIDE, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 3, "num_classes": 7}
 # Stems of convolutions need more pixels, and some have channels of their own.
-STEM = {"img_size": 128, "embed_dim": 24, "depth": 4, "num_heads": 3, "num_classes": 7}
-SHALLOW = {"img_size": 128, "depth": 4, "num_classes": 7}
-ATTENDS = re.compile(r"softmax\(|scaled_dot_product_attention|\bAttention\b")
+STEM = {"img_size": 96, "embed_dim": 24, "depth": 4, "num_heads": 3, "num_classes": 7}
+SHALLOW = {"img_size": 96, "depth": 4, "num_classes": 7}
+ATTENDS = re.compile(r"softmax\(|scaled_dot_product_attention|\bAttention\b|vision_transformer import")
+# Networks of convolutions, of which a few variants attend.
+CONVOLUTIONAL = ("ByobNet", "GhostNet", "NormFreeNet", "ResNet")
 # Options that are no part of a structure.
 LEFT_OUT = ("pretrained_cfg", "pretrained_cfg_overlay", "pretrained_filter_fn", "pretrained_strict", "feature_cfg")
 
@@ -31,13 +33,17 @@ class _Seen(Exception):
 
 @contextmanager
 def _unbuilt() -> Iterator[None]:
-    """Has every entry point raise _Seen instead of building."""
+    """Has every entry point raise _Seen instead of building; stems, which come first, are built without memory."""
 
-    def see(model_cls: Any, variant: str, pretrained: bool, **options: Any) -> None:
-        raise _Seen(model_cls, options)
+    def see(model_cls: Any, variant: str, pretrained: bool, **options: Any) -> Any:
+        if not options.get("features_only"):
+            raise _Seen(model_cls, options)
+        with torch.device("meta"):
+            return build(model_cls, variant, pretrained, **options)
 
-    modules = [m for name, m in sys.modules.items() if name.startswith("timm.models.")]
+    modules = [m for key, m in sys.modules.items() if key.startswith("timm.models.")]
     held = [(m, m.build_model_with_cfg) for m in modules if hasattr(m, "build_model_with_cfg")]
+    build = held[0][1]
     for module, _ in held:
         module.build_model_with_cfg = see
     try:
@@ -67,7 +73,8 @@ def _forms(timm: Any) -> dict[tuple[type, str], list[str]]:
 
 
 def _attends(kind: type) -> bool:
-    return ATTENDS.search(inspect.getsource(sys.modules[kind.__module__])) is not None
+    source = inspect.getsource(sys.modules[kind.__module__])
+    return kind.__name__ not in CONVOLUTIONAL and ATTENDS.search(source) is not None
 
 
 def convolutional(timm: Any) -> dict[str, int]:

@@ -6,27 +6,43 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .candidate import Candidate, images
 
-SIDE, PATCH = 32, 4
+SIDE, PATCH, FRAMES = 32, 4, 4
+PATCHES = (SIDE // PATCH) ** 2
+IMAGE_TOKEN = 49
 SIZES = {
     "hidden_size": 24,
     "num_hidden_layers": 4,
     "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
     "image_size": SIDE,
     "patch_size": PATCH,
     "intermediate_size": 96,
     "vocab_size": 50,
-    # Siglip2 counts patches; videos have frames.
-    "num_patches": (SIDE // PATCH) ** 2,
-    "num_frames": 4,
+    "pad_token_id": 0,
+    "image_token_id": IMAGE_TOKEN,
+    "image_token_index": IMAGE_TOKEN,
+    # Widths that have to be the others'.
+    "projection_dim": 24,
+    "projection_size": 24,
+    # Siglip2 counts patches, Gemma3 what it makes of them; videos have frames.
+    "num_patches": PATCHES,
+    "mm_tokens_per_image": 16,
+    "num_frames": FRAMES,
+    "resampler_n_heads": 3,
+    "yes_token_index": 3,
+    "no_token_index": 4,
 }
-# What configurations of models for images have one of.
+# What configurations of models for images have one of, themselves or in their parts.
 OF_IMAGES = ("vision_config", "backbone_config", "image_size", "patch_size", "tubelet_size")
 
 
@@ -53,13 +69,20 @@ def classes(transformers: Any) -> Iterator[type]:
                 yield kind
 
 
-def _of_images(config: Any) -> bool:
+@cache
+def _of_images(kind: Any) -> bool:
     try:
-        config = config()
+        parts = parts_of(kind())
     except Exception:
         # Some cannot be made without arguments: their class says what they have.
-        pass
-    return any(hasattr(config, name) for name in OF_IMAGES)
+        parts = [kind]
+    return any(hasattr(part, name) for part in parts for name in OF_IMAGES)
+
+
+def parts_of(config: Any) -> list[Any]:
+    """A configuration and those in it."""
+    inner = [value for value in vars(config).values() if hasattr(value, "model_type")]
+    return [config, *(part for value in inner for part in parts_of(value))]
 
 
 def candidates(transformers: Any) -> list[Candidate]:
@@ -84,7 +107,7 @@ def _builder(kind: Any) -> Callable[[], nn.Module]:
 
 def shrunk(config: Any) -> Any:
     """The configuration with small sizes, in its parts too."""
-    for part in (config, *(getattr(config, name, None) for name in ("vision_config", "text_config"))):
+    for part in parts_of(config):
         for field, value in SIZES.items():
             if hasattr(part, field):
                 whole = getattr(part, field)
@@ -94,25 +117,56 @@ def shrunk(config: Any) -> Any:
     return config
 
 
+# Image tokens that a model needs in a text, once it has been asked.
+_image_tokens: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
 def ask(model: Any, seed: int) -> Any:
     """Runs a model on images, and on as many image tokens in a text as it says that it needs."""
     inputs = inputs_of(model, seed)
-    for _ in range(2):
-        try:
-            return model(**inputs)
-        except ValueError as error:
-            counts = re.search(r"do not match.*?tokens:? (\d+).*?features:? (\d+)", str(error))
-            if counts is None or "input_ids" not in inputs:
-                raise
-            have, need = map(int, counts.groups())
-            print(have, need, error)
+    if model in _image_tokens:
+        inputs["input_ids"] = torch.tensor([[1, *[IMAGE_TOKEN] * _image_tokens[model], 2]] * 2)
+    try:
+        return model(**inputs)
+    except ValueError as error:
+        needed = re.search(r"do not match.*features:? (\d+)", str(error))
+        if needed is None or "input_ids" not in inputs or model in _image_tokens:
             raise
-    raise AssertionError
+    # Models count tokens, or the numbers in them, of the whole batch.
+    count = int(needed[1]) // 2
+    _image_tokens[model] = count if count <= PATCHES else count // SIZES["hidden_size"]
+    return ask(model, seed)
 
 
 def inputs_of(model: Any, seed: int) -> dict[str, Any]:
+    """What a model is given: two images, and two short texts where it takes texts."""
     taken = inspect.signature(model.forward).parameters
-    inputs: dict[str, Any] = {"pixel_values": images(model, seed, 2, 3, SIDE, SIDE)}
+    name = type(model).__name__
+    if "input_values" in taken:
+        return {"input_values": images(model, seed, 2, model.config.max_length, model.config.num_mel_bins)}
+    text = torch.tensor([[1, 2, 3]] * 2)
+    shape: tuple[int, ...] = (3, SIDE, SIDE)
+    inputs: dict[str, Any] = {}
+    if "spatial_shapes" in taken:
+        mask = torch.ones(2, PATCHES, dtype=torch.long) if name.startswith("Lfm2Vl") else None
+        inputs |= {"spatial_shapes": torch.tensor([[SIDE // PATCH] * 2] * 2), "pixel_attention_mask": mask}
+        shape = (PATCHES, 3 * PATCH**2)
+    elif name.startswith(("VideoMAE", "Vivit")):
+        shape = (FRAMES, *shape)
+    elif name.startswith(("Idefics", "SmolVLM", "ModernVBert", "UltraVBert")) and "input_ids" in taken:
+        shape = (1, *shape)
+    if name == "VideoMAEForPreTraining":
+        inputs["bool_masked_pos"] = (torch.arange(FRAMES // 2 * PATCHES) % 2 == 0).expand(2, -1)
+    if "high_res_pixel_values" in taken:
+        inputs["high_res_pixel_values"] = images(model, seed, 2, 3, SIDE, SIDE)
+    if "image_embeds_position_mask" in taken:
+        latent = model.config.latent_query_num
+        text = torch.ones(2, latent + 2, dtype=torch.long)
+        inputs["image_embeds_position_mask"] = (torch.arange(latent + 2) < latent).long().expand(2, -1)
     if "input_ids" in taken:
-        inputs["input_ids"] = torch.tensor([[1, 2, 3]] * 2)
-    return inputs
+        inputs["input_ids"] = text
+    if "image_attention_mask" in taken:
+        inputs["image_attention_mask"] = torch.ones(2, text.shape[1], 1, dtype=torch.long)
+    if "decoder_input_ids" in taken:
+        inputs["decoder_input_ids"] = text
+    return {"pixel_values": images(model, seed, 2, *shape), **inputs}
