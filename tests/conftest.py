@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -17,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.marks import DEVICE, FOR_GPU, KERNELS, RUNS_TRITON
 from tests.support.sanitizer import Watch, watched
 from tools.quick_interpreter import quickened
+from tools.torchvision_on_cpu import load_torchvision
 
 # The problems are small: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
@@ -102,24 +102,9 @@ def thorough(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def torchvision() -> Iterator[ModuleType | None]:
+def torchvision() -> ModuleType | None:
     """The package torchvision, None where it is not installed. timm and transformers load it if it is there."""
-    if importlib.util.find_spec("torchvision") is None:
-        yield None
-        return
-    library = None
-    try:
-        import torchvision
-    except RuntimeError:
-        # PyPI's torchvision over a torch for CPUs lacks the operators that it describes; defining them lets it load.
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-    yield torchvision
-    del library
+    return load_torchvision()
 
 
 @pytest.fixture(scope="session")

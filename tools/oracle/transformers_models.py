@@ -34,13 +34,12 @@ SIZES = {
     # Widths that have to be the others'.
     "projection_dim": 24,
     "projection_size": 24,
+    "pooler_output_size": 24,
     # Siglip2 counts patches, Gemma3 what it makes of them; videos have frames.
     "num_patches": PATCHES,
     "mm_tokens_per_image": 16,
     "num_frames": FRAMES,
     "resampler_n_heads": 3,
-    "yes_token_index": 3,
-    "no_token_index": 4,
 }
 # What configurations of models for images have one of, themselves or in their parts.
 OF_IMAGES = ("vision_config", "backbone_config", "image_size", "patch_size", "tubelet_size")
@@ -114,27 +113,41 @@ def shrunk(config: Any) -> Any:
                 setattr(part, field, type(whole)([value] * len(whole)) if isinstance(whole, (list, tuple)) else value)
         if hasattr(part, "tubelet_size") and not isinstance(part.tubelet_size, int):
             part.tubelet_size = [2, PATCH, PATCH]
+        # Read with a default beyond these vocabularies.
+        part.yes_token_index, part.no_token_index = 3, 4
     return config
 
 
-# Image tokens that a model needs in a text, once it has been asked.
-_image_tokens: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+# How a model is asked, once it has been: image tokens in its text, or -1 for its image features alone.
+_ways: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+FEATURES = -1
 
 
 def ask(model: Any, seed: int) -> Any:
-    """Runs a model on images, and on as many image tokens in a text as it says that it needs."""
+    """Runs a model on images, and on as many image tokens in a text as it says that it needs.
+
+    Where it wants more than that, its image features are all that is asked for.
+    """
     inputs = inputs_of(model, seed)
-    if model in _image_tokens:
-        inputs["input_ids"] = torch.tensor([[1, *[IMAGE_TOKEN] * _image_tokens[model], 2]] * 2)
+    way = _ways.get(model)
+    if way == FEATURES:
+        return model.get_image_features(pixel_values=inputs["pixel_values"])
+    if way:
+        inputs["input_ids"] = torch.tensor([[1, *[IMAGE_TOKEN] * way, 2]] * 2)
     try:
-        return model(**inputs)
-    except ValueError as error:
+        out = model(**inputs)
+        _ways.setdefault(model, 0)
+        return out
+    except Exception as error:
         needed = re.search(r"do not match.*features:? (\d+)", str(error))
-        if needed is None or "input_ids" not in inputs or model in _image_tokens:
+        if way is None and needed is not None:
+            # Models count tokens, or the numbers in them, of the whole batch.
+            count = int(needed[1]) // 2
+            _ways[model] = count if count <= PATCHES else count // SIZES["hidden_size"]
+        elif way is None and hasattr(model, "get_image_features"):
+            _ways[model] = FEATURES
+        else:
             raise
-    # Models count tokens, or the numbers in them, of the whole batch.
-    count = int(needed[1]) // 2
-    _image_tokens[model] = count if count <= PATCHES else count // SIZES["hidden_size"]
     return ask(model, seed)
 
 
@@ -165,7 +178,7 @@ def inputs_of(model: Any, seed: int) -> dict[str, Any]:
         inputs["image_embeds_position_mask"] = (torch.arange(latent + 2) < latent).long().expand(2, -1)
     if "input_ids" in taken:
         inputs["input_ids"] = text
-    if "image_attention_mask" in taken:
+    if "image_attention_mask" in taken and name.startswith("Idefics"):
         inputs["image_attention_mask"] = torch.ones(2, text.shape[1], 1, dtype=torch.long)
     if "decoder_input_ids" in taken:
         inputs["decoder_input_ids"] = text

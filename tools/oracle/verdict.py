@@ -17,6 +17,7 @@ from .pooled import run_pooled
 from .program import NoPlace
 
 KEEP = 0.7
+DOES_NOT_RUN = "does not run: "
 RIGHT, REFUSED, WRONG, UNBUILT = "right", "refused", "wrong", "unbuilt"
 
 
@@ -46,7 +47,11 @@ def judge(candidate: Candidate) -> Verdict:
         spread(model)
     except Exception as error:
         return Verdict(UNBUILT, said(error))
-    return compare(model.double(), candidate.ask, 1e-6)
+    verdict = compare(model.double(), candidate.ask, 1e-6)
+    if verdict.reason.startswith(DOES_NOT_RUN):
+        # Some write numbers of float32's range into what they take for float32.
+        verdict = compare(model.float(), candidate.ask, 1e-3)
+    return verdict
 
 
 def compare(model: nn.Module, ask: Any, tolerance: float) -> Verdict:
@@ -55,7 +60,7 @@ def compare(model: nn.Module, ask: Any, tolerance: float) -> Verdict:
         with torch.no_grad():
             own = numbers(ask(model, 0))
     except Exception as error:
-        return Verdict(UNBUILT, f"does not run: {said(error)}")
+        return Verdict(UNBUILT, f"{DOES_NOT_RUN}{said(error)}")
     try:
         tower = find_tower(model, ask)
     except NoPlace as error:
@@ -77,6 +82,9 @@ def compare(model: nn.Module, ask: Any, tolerance: float) -> Verdict:
     try:
         with torch.no_grad():
             found = numbers(ask(model, 0))
+    except ValueError as error:
+        # Some inputs are refused in each call.
+        return Verdict(REFUSED if " must " in str(error) else WRONG, f"when called: {error}")
     except Exception as error:
         return Verdict(WRONG, f"is taken, but raises {said(error)}")
     finally:

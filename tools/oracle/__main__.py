@@ -1,0 +1,5 @@
+"""`python -m tools.oracle`."""
+
+from .command import main
+
+raise SystemExit(main())
