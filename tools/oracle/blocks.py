@@ -78,10 +78,9 @@ def find_tower(model: nn.Module, ask: Ask) -> Tower:
         constant = (before == after).all(2).all(0).tolist()
         prefix = constant.index(False)
         try:
-            calls = record(model, list(container), prefix, ask)
             if any(constant[prefix:]):
                 raise NoPlace("tokens without pixels behind the patches")
-            return Tower(calls, prefix)
+            return Tower(record(model, list(container), prefix, ask), prefix)
         except NoPlace as error:
             reasons.append(str(error))
     raise NoPlace(" and ".join(dict.fromkeys(reasons)) if reasons else "no blocks of tokens")

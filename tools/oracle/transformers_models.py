@@ -180,6 +180,9 @@ def inputs_of(model: Any, seed: int) -> dict[str, Any]:
         inputs["input_ids"] = text
     if "image_attention_mask" in taken and name.startswith("Idefics"):
         inputs["image_attention_mask"] = torch.ones(2, text.shape[1], 1, dtype=torch.long)
+    if "use_cache" in taken:
+        # A cache would remember what a block was called with.
+        inputs["use_cache"] = False
     if "decoder_input_ids" in taken:
         inputs["decoder_input_ids"] = text
     return {"pixel_values": images(model, seed, 2, *shape), **inputs}
