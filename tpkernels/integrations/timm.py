@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..schedule.shapes import ViTShape, vit_shape
+from ..schedule.shapes import timm_prefix
 from .attend import attend_heads, optional, probability_dropped
-from .blocks import PooledSequential
-from .plan import Attended, Checkpoint, Family, Unsupported
+from .block import block_in
+from .containers import PooledSequential
+from .plan import Attended, Facts, Family, Unsupported
 from .probe import check_positions
 
 # Methods that call the blocks one by one, which bypasses pooling; their name depends on the release.
@@ -28,24 +27,31 @@ class Timm(Family):
         "num_heads), norm2 and mlp"
     )
 
-    def find(self, model: nn.Module) -> nn.Module | None:
+    def find(self, module: nn.Module, *, inside: bool = False) -> nn.Module | None:
         # A wrapper has the attributes of the model in it, hence `_modules`.
-        blocks = model._modules.get("blocks")
+        blocks = module._modules.get("blocks")
+        if inside and "patch_embed" not in module._modules:
+            return None
         # No other subclass: its forward may do more than run the blocks in order.
         return blocks if type(blocks) in (nn.Sequential, PooledSequential) else None
 
-    def read(self, model: nn.Module) -> ViTShape:
-        blocks = list(model.blocks.children())  # type: ignore[union-attr]
-        check_positions(model, *blocks, *(getattr(block, "attn", None) for block in blocks))
+    def check(self, tower: nn.Module, model: nn.Module) -> None:
+        blocks = [block_in(child) for child in tower.blocks.children()]  # type: ignore[union-attr]
+        check_positions(tower, *blocks, *(getattr(block, "attn", None) for block in blocks))
         for block in blocks:
             if (lack := _lacking(block)) is not None:
                 raise Unsupported(f"its {type(block).__name__} has no {lack}")
-        return vit_shape(model)
 
-    def reads_patches(self, model: Any) -> bool:
-        if getattr(model, "attn_pool", None) is not None:
-            return True
-        return getattr(model, "global_pool", "token") != "token" or vit_shape(model).num_prefix_tokens == 0
+    def facts(self, tower: Any) -> Facts:
+        prefix = timm_prefix(tower)
+        reads = getattr(tower, "attn_pool", None) is not None
+        reads = reads or prefix == 0 or getattr(tower, "global_pool", "token") != "token"
+        embed = tower.patch_embed
+        grid = getattr(embed, "grid_size", None)
+        grid = None if grid is None else (int(grid[0]), int(grid[1]))
+        # Other sizes are an error of the patch embedding itself then.
+        fixed = grid is not None and getattr(embed, "strict_img_size", False)
+        return Facts(prefix, grid, grid[0] * grid[1] if grid is not None and fixed else None, reads)
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         attn = block.attn
@@ -71,9 +77,6 @@ class Timm(Family):
     def norm2(self, block: Any) -> nn.Module:
         return block.norm2
 
-    def guarded(self, model: nn.Module) -> list[nn.Module]:
-        return [model]
-
     def check_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if getattr(module, "grad_checkpointing", False):
             raise ValueError(
@@ -83,10 +86,6 @@ class Timm(Family):
         passed = [*args[1:], kwargs.get("attn_mask"), kwargs.get("is_causal")]
         if any(value is not None and value is not False for value in passed):
             raise ValueError("attn_mask and is_causal must not be given to a patched model: pooled tokens have no mask")
-
-    def checkpoint(self, blocks: Any, block: nn.Module) -> Checkpoint | None:
-        # In training or not, as timm does it.
-        return partial(checkpoint, use_reentrant=False) if blocks.checkpointing and torch.is_grad_enabled() else None
 
     def take_over(self, model: Any) -> None:
         # With its own checkpointing on, timm calls the blocks one by one, so the container checkpoints instead.
