@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..functional import unpool
 from ..modules import TokenPool, with_prefix
 from ..names import PRUNERS
-from .plan import Plan
+from .plan import Checkpoint, Family, Plan
 from .source_map import compose
 
 
@@ -31,46 +31,59 @@ class Turn:
         follows: whether to follow the sources.
         restores: whether to copy the tokens to all places that they stand for at the block's end.
         grid_size: rows and columns of the tokens, for the method "grid".
+        checkpoint: recomputes the activations of a function of tensors in the backward pass; None where they are kept.
 
     Afterwards `taken` says that the block's own forward was run, `sizes` and `source` are those of its output.
     """
 
     def __init__(
         self, plan: Plan, pool: TokenPool | None, sizes: Tensor | None, source: Tensor | None, *, follows: bool,
-        restores: bool, grid_size: tuple[int, int] | None = None,
+        restores: bool, grid_size: tuple[int, int] | None = None, checkpoint: Checkpoint | None = None,
     ) -> None:  # fmt: skip
-        self.plan, self.pool, self.follows, self.restores, self.grid_size = plan, pool, follows, restores, grid_size
-        # Kept apart from what it leaves: a checkpoint takes the turn twice.
+        self.plan, self.pool, self.follows, self.restores = plan, pool, follows, restores
+        self.grid_size, self.checkpoint = grid_size, checkpoint
+        # Kept apart from what it leaves: a checkpoint around the block takes its turn twice.
         self.given = sizes, source
         self.sizes, self.source = sizes, source
         self.taken = False
 
     def take(self, block: Any, forward: Callable[..., Any], x: Tensor, args: Any, kwargs: Any) -> Any:
-        """The block's output: of its own forward, or from its submodules where it pools or counts sizes."""
-        plan, (sizes, source), self.taken = self.plan, self.given, True
+        """The block's output, in a tuple where the model's blocks return tuples."""
+        run = functools.partial(self._run, block, functools.partial(forward, block), args, kwargs)
+        # Within hooks, so that these are called once, and as a function without side effects.
+        called = run if self.checkpoint is None else functools.partial(self.checkpoint, run)
+        x, sizes, self.source = called(x, *self.given)
+        # A reentrant checkpoint marks all that it returns as requiring a gradient.
+        self.sizes = None if sizes is None else sizes.detach()
+        self.taken = True
+        return (x,) if self.plan.returns_tuples else x
+
+    def _run(
+        self, block: Any, forward: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, sizes: Tensor | None,
+        source: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """By the block's own forward, or from its submodules where it pools or counts sizes."""
+        plan = self.plan
+        # Layers may lie on several devices.
+        sizes = None if sizes is None else sizes.to(x.device)
+        source = None if source is None else source.to(x.device)
         if self.pool is None and (sizes is None or not plan.proportional):
-            out = forward(block, x, *args, **kwargs)
-            if not self.restores or source is None:
-                return out
-            x = tokens_of(out)
+            x = tokens_of(forward(x, *args, **kwargs))
         else:
-            # Layers may lie on several devices.
-            sizes = None if sizes is None else sizes.to(x.device)
             x, sizes, label = run_block(
                 plan.family, block, x, sizes, pool=self.pool, proportional=plan.proportional, position=plan.position,
                 grid_size=self.grid_size,
             )  # fmt: skip
             if label is not None and self.follows:
                 label = with_prefix(label, plan.num_prefix_tokens)
-                source = label if source is None else compose(source.to(x.device), label)
-        self.sizes, self.source = sizes, source
+                source = label if source is None else compose(source, label)
         if self.restores and source is not None:
-            x = unpool(x, source.to(x.device))
-        return (x,) if plan.returns_tuples else x
+            x = unpool(x, source)
+        return x, sizes, source
 
 
 def run_block(
-    family: Any, block: Any, x: Tensor, sizes: Tensor | None, *, pool: TokenPool | None, proportional: bool,
+    family: Family, block: Any, x: Tensor, sizes: Tensor | None, *, pool: TokenPool | None, proportional: bool,
     position: str, grid_size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """A pre-norm block from its own submodules, with pooling between attention and MLP or at its end.
@@ -107,9 +120,16 @@ def tokens_of(out: Any) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-@functools.cache
 def pooled_class(original: type[nn.Module]) -> type[nn.Module]:
-    """The class of a patched block: a subclass of its own, of the same name."""
+    """The class of a patched block: a subclass of its own, of the same name, one for each class."""
+    made = _CLASSES.get(original)
+    return _CLASSES.setdefault(original, _make_class(original)) if made is None else made
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _make_class(original: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(original.forward)
     def forward(self: Any, *args: Any, tpkernels_turn: Turn | None = None, **kwargs: Any) -> Any:
@@ -128,16 +148,26 @@ def pooled_class(original: type[nn.Module]) -> type[nn.Module]:
     def reduce_ex(self: Any, protocol: Any) -> Any:
         # Classes are pickled by name, and this one has its original's.
         reduced = super(made, self).__reduce_ex__(protocol)
-        if type(self) is made and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+        if type(self) is made and reduced[0] is copyreg.__newobj__:
             return (_remake, (original,), *reduced[2:])
         return reduced
 
-    members = {
-        "forward": forward, "__reduce_ex__": reduce_ex, "__module__": original.__module__,
-        "__qualname__": original.__qualname__, "tpkernels_original": original,
+    members: dict[str, Any] = {
+        "__module__": original.__module__, "__qualname__": original.__qualname__, "__reduce_ex__": reduce_ex,
+        "tpkernels_original": original,
     }  # fmt: skip
+    if _calls_to_checkpoint(original):
+        members["__call__"] = nn.Module.__call__
     made: Any = type(original.__name__, (original,), members)
+    # Not as a member: layers of transformers wrap the forward of a class that is made, to checkpoint it.
+    made.forward = forward
     return made
+
+
+def _calls_to_checkpoint(original: type[nn.Module]) -> bool:
+    """Whether a class' `__call__` is the one by which transformers 4.53 to 5 checkpoint: a turn does that itself."""
+    owner = next(one for one in original.__mro__ if "__call__" in one.__dict__)
+    return owner.__name__ == "GradientCheckpointingLayer"
 
 
 def _remake(original: type[nn.Module]) -> Any:

@@ -25,7 +25,17 @@ class Tower:
         self.model = model
 
 
-class PooledSequential(nn.Sequential):
+class Unscriptable:
+    """What both containers tell torch.jit.script."""
+
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            "torch.jit.script must not be called on a model that is patched with tpkernels.patch: use torch.compile or "
+            "torch.export.export"
+        )
+
+
+class PooledSequential(Unscriptable, nn.Sequential):
     """Blocks that are called as one: those of timm and torchvision.
 
     `plan` says what is pooled; `tower` is the model around; `trace` is what `tpkernels.trace` fills; `checkpointing`
@@ -45,7 +55,7 @@ class PooledSequential(nn.Sequential):
         return _cut(self, super().__getitem__(index), index)
 
 
-class PooledList(nn.ModuleList):
+class PooledList(Unscriptable, nn.ModuleList):
     """Blocks that the model calls one after another: those of transformers.
 
     While that model's own forward runs, iterating gives one call of all blocks; otherwise the blocks, as indices, `len`

@@ -124,7 +124,8 @@ def patch(
     pool(shape.num_patches)
     if restore and method in PRUNERS:
         raise ValueError(f"restore must be False or None for method {method!r}, which drops tokens, got {restore!r}")
-    pools = tuple(None if _keeps_all(entry) else pool(entry, layer) for layer, entry in enumerate(kept))
+    # A ratio of 1 pools at no size.
+    pools = tuple(None if entry is None or _is_1(entry) else pool(entry, layer) for layer, entry in enumerate(kept))
     plan = Plan(
         family, tuple(kept), pools, shape.num_prefix_tokens, proportional, num_prefix_tokens is not None, position,
         False if method in PRUNERS else restore, last_read, returns_tuples,
@@ -176,5 +177,5 @@ def _keep_by_block(
     raise ValueError(f"keep or budget must be given, and not both, got {given}")
 
 
-def _keeps_all(entry: float | int | None) -> bool:
-    return entry is None or (isinstance(entry, float) and entry == 1)
+def _is_1(keep: float | int) -> bool:
+    return isinstance(keep, float) and keep == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from ..modules import TokenPool
 from ..schedule.shapes import ViTShape, vit_shape
+
+# Runs a function of tensors so that its activations are recomputed in the backward pass.
+Checkpoint = Callable[..., Any]
 
 
 class Attended(NamedTuple):
@@ -84,6 +88,10 @@ class Family:
     def norm2(self, block: Any) -> nn.Module:
         """The normalisation before the MLP: its input is the tokens that the block would pool."""
         raise NotImplementedError
+
+    def checkpoint(self, blocks: Any, block: nn.Module) -> Checkpoint | None:
+        """The function that recomputes the block's activations; None where the library's checkpointing is off."""
+        return None
 
     def caller(self, tower: nn.Module) -> nn.Module | None:
         """The module whose own forward goes through the blocks one by one; None where the container is called."""

@@ -76,9 +76,9 @@ def check_block(family: Family, block: nn.Module, dim: int) -> bool:
             raise Unsupported(f"its {_name(block)} computes something else than a pre-norm block")
         return isinstance(out, tuple)
     # Where weights could not be drawn, the first error only says that.
-    error = errors[1] if isinstance(errors[0], NotPlain) else errors[0]
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    raise Unsupported(f"its {_name(block)} does not run as a pre-norm block ({reason})") from error
+    cause = errors[1] if isinstance(errors[0], NotPlain) else errors[0]
+    reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+    raise Unsupported(f"its {_name(block)} does not run as a pre-norm block ({reason})") from cause
 
 
 def _with_random_weights(block: nn.Module, dim: int) -> tuple[Any, Tensor]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..modules import TokenPool
 from .block import Turn, block_in, tokens_of
 from .plan import Facts, Plan
 from .source_map import Step
@@ -37,8 +35,9 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         ValueError: a mask, positions or other tensors that attention reads, which pooling would not follow.
         RuntimeError: tokens that the model does not tell about, or a block that is called but not run.
     """
+    refuse_jit()
     plan, facts = _plan_now(container)
-    _refuse_read(container, args, kwargs)
+    args, kwargs = _without_masks(container, args, kwargs)
     _check_count(plan, facts, x)
     restores = plan.restores(facts)
     last = len(plan.pools) - 1 if plan.last_read is None else plan.last_read
@@ -48,20 +47,22 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     for layer, (child, pool) in enumerate(zip(container.children(), plan.pools, strict=True)):
         patches = x.shape[1] - plan.num_prefix_tokens
         pools = pool is not None and pool.pools(x.shape[0], patches)
-        options = {
-            "follows": restores or container.trace is not None,
-            "restores": restores and layer == last,
-            "grid_size": _grid_now(facts, patches) if pools and pool.method == "grid" else None,
-        }
-        step = partial(_step, child, plan, pool if pools else None, options, args, kwargs)
-        if container.checkpointing and torch.is_grad_enabled():
-            x, sizes, source = checkpoint(step, x, sizes, source, use_reentrant=False)
-        else:
-            x, sizes, source = step(x, sizes, source)
+        turn = Turn(
+            plan,
+            pool if pools else None,
+            sizes,
+            source,
+            follows=restores or container.trace is not None,
+            restores=restores and layer == last,
+            grid_size=_grid_now(facts, patches),
+            checkpoint=plan.family.checkpoint(container, block_in(child)),
+        )
+        x = _call(child, turn, x, args, kwargs)
+        sizes, source = turn.sizes, turn.source
         if pools and container.trace is not None:
             assert source is not None
             steps.append((layer, source, sizes))
-        if options["restores"]:
+        if turn.restores:
             sizes = source = None
     if container.trace is not None:
         # At the end, since checkpointing stops a forward that it recomputes before its end.
@@ -69,21 +70,26 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return (x,) if plan.returns_tuples else x
 
 
-def _step(
-    child: nn.Module, plan: Plan, pool: TokenPool | None, options: dict[str, Any], args: Any, kwargs: Any, x: Tensor,
-    sizes: Tensor | None, source: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """A block's call as a function of tensors alone at its end, which is what a checkpoint takes."""
+def _call(child: nn.Module, turn: Turn, x: Tensor, args: Any, kwargs: Any) -> Tensor:
+    """The tokens of a block that takes its turn when it is called."""
     if not torch.compiler.is_compiling() and "forward" in child.__dict__:
         _check_own_forward(child)
-    turn = Turn(plan, pool, sizes, source, **options)
     x = tokens_of(child(x, *args, tpkernels_turn=turn, **kwargs))
     if not turn.taken:
         raise RuntimeError(
             f"{type(child).__name__}: a block of a patched model must run its class' own forward when it is called, "
             "got a call that passes it by; tpkernels.unpatch the model, or let what replaced the forward call it"
         )
-    return x, turn.sizes, turn.source
+    return x
+
+
+def refuse_jit() -> None:
+    """Raises RuntimeError while torch.jit traces: it would make constants of every number of tokens."""
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(
+            "torch.jit.trace must not be called on a model that is patched with tpkernels.patch, nor an exporter that does "
+            "so, such as torch.onnx.export(dynamo=False): use torch.export.export or torch.onnx.export(dynamo=True)"
+        )
 
 
 def _plan_now(container: Any) -> tuple[Plan, Facts]:
@@ -112,14 +118,28 @@ def _grid_now(facts: Facts, patches: int) -> tuple[int, int] | None:
     return grid if grid is not None and grid[0] * grid[1] == patches else None
 
 
-def _refuse_read(container: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raises ValueError for tensors that a block's attention would read; what only passes through may pass."""
-    for name, value in _tensors(args, kwargs):
+def _without_masks(
+    container: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments without masks that drop nothing.
+
+    Raises:
+        ValueError: tensors that a block's attention would read; what only passes through may pass.
+    """
+    given = list(args)
+    for place, name, value in list(_tensors(args, kwargs)):
         block = block_in(next(container.children()))
-        if isinstance(name, int):
+        if place is not None:
             taken = list(inspect.signature(type(block).forward).parameters)[1:]
-            name = taken[name] if name < len(taken) else f"argument {name} of a block"
-        elif name not in _READ and name not in _taken_by(type(block), tuple({type(part) for part in block.modules()})):
+            name = taken[place + 1] if place + 1 < len(taken) else f"argument {place + 1} of a block"
+        elif name not in _READ and name not in _taken_by(frozenset(type(part) for part in block.modules())):
+            continue
+        if name == "attention_mask" and torch.compiler.is_compiling():
+            # Made by transformers for its exporters; one that was given has been refused in the model's call.
+            if place is None:
+                kwargs = {**kwargs, name: None}
+            else:
+                given[place] = None
             continue
         kind = type(value).__name__
         raise ValueError(
@@ -128,18 +148,21 @@ def _refuse_read(container: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         )
     if kwargs.get("is_causal"):
         raise ValueError(f"is_causal must be False in a patched model, got {kwargs['is_causal']!r}")
+    return tuple(given), kwargs
 
 
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int | str, Any]]:
-    for name, value in (*enumerate(args, 1), *kwargs.items()):
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int | None, str, Any]]:
+    """The tensors among a call's arguments: their places, None for those with names; their names; themselves."""
+    named = [(None, name, value) for name, value in kwargs.items()]
+    for place, name, value in (*((place, "", value) for place, value in enumerate(args)), *named):
         if isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(map(torch.is_tensor, value))):
-            yield name, value
+            yield place, name, value
 
 
 @cache
-def _taken_by(block: type, parts: tuple[type, ...]) -> set[str]:
-    """The arguments that a block and its parts name."""
-    return {name for kind in (block, *parts) for name in inspect.signature(kind.forward).parameters}  # type: ignore[attr-defined]
+def _taken_by(kinds: frozenset[Any]) -> set[str]:
+    """The arguments that the forwards of classes name."""
+    return {name for kind in kinds for name in inspect.signature(kind.forward).parameters}
 
 
 def _check_own_forward(child: nn.Module) -> None:

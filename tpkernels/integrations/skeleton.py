@@ -45,7 +45,8 @@ def draw_weights(block: nn.Module, generator: torch.Generator) -> None:
 
     for module in block.modules():
         # Computed weights are attributes: pruning leaves its product there.
-        for held in (module._parameters, module.__dict__):
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module.__dict__)
+        for held in holders:
             for name, value in list(held.items()):
                 if isinstance(value, Tensor):
                     held[name] = draw(name, value)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..schedule.shapes import timm_prefix
 from .attend import attend_heads, optional, probability_dropped
 from .block import block_in
 from .containers import PooledSequential
-from .plan import Attended, Facts, Family, Unsupported
+from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
+from .run import refuse_jit
 
 # Methods that call the blocks one by one, which bypasses pooling; their name depends on the release.
 _INTERMEDIATES = ("forward_intermediates", "_intermediate_layers")
@@ -78,6 +81,7 @@ class Timm(Family):
         return block.norm2
 
     def check_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_jit()
         if getattr(module, "grad_checkpointing", False):
             raise ValueError(
                 "grad_checkpointing must be set by set_grad_checkpointing() in a patched model, got True as an "
@@ -86,6 +90,10 @@ class Timm(Family):
         passed = [*args[1:], kwargs.get("attn_mask"), kwargs.get("is_causal")]
         if any(value is not None and value is not False for value in passed):
             raise ValueError("attn_mask and is_causal must not be given to a patched model: pooled tokens have no mask")
+
+    def checkpoint(self, blocks: Any, block: nn.Module) -> Checkpoint | None:
+        # In training or not, as timm does it.
+        return partial(checkpoint, use_reentrant=False) if blocks.checkpointing and torch.is_grad_enabled() else None
 
     def take_over(self, model: Any) -> None:
         # With its own checkpointing on, timm calls the blocks one by one, so the container checkpoints instead.

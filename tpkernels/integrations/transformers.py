@@ -8,14 +8,16 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..schedule.shapes import ViTShape, has_patches, tower_layers, tower_prefix, vision_tower, vit_shape
 from .attend import attend_heads, optional, probability_dropped
 from .block import block_in, original_class
 from .containers import PooledList
-from .plan import Attended, Facts, Family, Unsupported
+from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
+from .run import refuse_jit
 
 _NORM1 = ("layernorm_before", "norm1", "layer_norm1")
 _NORM2 = ("layernorm_after", "norm2", "layer_norm2")
@@ -130,13 +132,18 @@ class Transformers(Family):
         """The tower, and the models around it that would collect outputs of its layers by themselves."""
         return [one for one in _around(model, tower) if one is tower or _records(one, tower)]
 
+    def checkpoint(self, blocks: nn.Module, block: Any) -> Checkpoint | None:
+        on = getattr(block, "gradient_checkpointing", False) and block.training
+        return block._gradient_checkpointing_func if on else None
+
     def check_call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_jit()
         if len(args) > 1:
             # Older releases take them by position too.
             kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         for name in ("output_attentions", "output_hidden_states"):
             given = kwargs.get(name)
-            if name == "output_hidden_states" and _last_read_of(module) is not None:
+            if name == "output_hidden_states" and given and _restored(module, given):
                 continue
             # An argument goes before the configuration.
             if given is not False and (given is not None or getattr(module.config, name, False)):
@@ -144,6 +151,10 @@ class Transformers(Family):
                     f"{name} must be False for a patched model: pooled layers have fewer tokens than the model's "
                     f"input, and no attention matrix; got {given if given is not None else 'True in its config'}"
                 )
+        for name, value in kwargs.items():
+            # Elsewhere a mask is refused by the blocks, which get none where it drops nothing.
+            if torch.compiler.is_compiling() and name.endswith("attention_mask") and isinstance(value, Tensor):
+                raise ValueError(f"{name} must be None for a patched model that is compiled or exported, got a tensor")
 
 
 def _check_tower(tower: Any) -> None:
@@ -214,8 +225,15 @@ def _records(module: Any, tower: nn.Module) -> bool:
     return False
 
 
-def _last_read_of(module: Any) -> int | None:
-    for part in module.modules():
-        if isinstance(part, PooledList):
-            return part.plan.last_read
-    return None
+def _restored(module: nn.Module, asked: Any) -> bool:
+    """Whether the hidden states that are asked for, all (True) or by their places, are of full length where read."""
+    blocks = next((part for part in module.modules() if isinstance(part, PooledList)), None)
+    if blocks is None or blocks.plan.last_read is None:
+        return False
+    if asked is True:
+        return True
+    # 0 are the embeddings', -1 the last block's.
+    depth = len(blocks)
+    whole = {0, *range(blocks.plan.last_read + 1, depth + 1)}
+    places = [asked] if isinstance(asked, int) else asked
+    return all((place + depth + 1 if place < 0 else place) in whole for place in places)

@@ -226,9 +226,9 @@ def _mlp_size(block: Any) -> int:
 def _matrix_size(module: Any) -> int:
     """Weights of the matrices in a module, adapters apart; quantised layers tell theirs by their sizes alone."""
     module = _base_of(module)
-    sides = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if all(isinstance(side, int) for side in sides):
-        return math.prod(sides)
+    width, height = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(width, int) and isinstance(height, int):
+        return width * height
     own = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() == 2)
     return own + sum(_matrix_size(part) for part in module.children())
 
