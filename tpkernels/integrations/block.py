@@ -148,7 +148,7 @@ def _make_class(original: type[nn.Module]) -> type[nn.Module]:
     def reduce_ex(self: Any, protocol: Any) -> Any:
         # Classes are pickled by name, and this one has its original's.
         reduced = super(made, self).__reduce_ex__(protocol)
-        if type(self) is made and reduced[0] is copyreg.__newobj__:
+        if type(self) is made and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
             return (_remake, (original,), *reduced[2:])
         return reduced
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules import TokenPool
 from .block import Turn, block_in, tokens_of
 from .plan import Facts, Plan
 from .source_map import Step
@@ -54,7 +55,7 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
             source,
             follows=restores or container.trace is not None,
             restores=restores and layer == last,
-            grid_size=_grid_now(facts, patches),
+            grid_size=None if pool is None else _grid_now(pool, facts, patches),
             checkpoint=plan.family.checkpoint(container, block_in(child)),
         )
         x = _call(child, turn, x, args, kwargs)
@@ -85,10 +86,10 @@ def _call(child: nn.Module, turn: Turn, x: Tensor, args: Any, kwargs: Any) -> Te
 
 def refuse_jit() -> None:
     """Raises RuntimeError while torch.jit traces: it would make constants of every number of tokens."""
-    if torch._C._get_tracing_state() is not None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         raise RuntimeError(
-            "torch.jit.trace must not be called on a model that is patched with tpkernels.patch, nor an exporter that does "
-            "so, such as torch.onnx.export(dynamo=False): use torch.export.export or torch.onnx.export(dynamo=True)"
+            "torch.jit.trace must not be called on a model that is patched with tpkernels.patch, nor by exporters, as "
+            "torch.onnx.export(dynamo=False) does: use torch.export.export or torch.onnx.export(dynamo=True)"
         )
 
 
@@ -111,11 +112,13 @@ def _check_count(plan: Plan, facts: Facts, x: Tensor) -> None:
         )
 
 
-def _grid_now(facts: Facts, patches: int) -> tuple[int, int] | None:
+def _grid_now(pool: TokenPool, facts: Facts, patches: int) -> tuple[int, int] | None:
     """The patch grid, for the block that pools it first: later ones have tokens in raster order, but no grid."""
     grid = facts.grid_size
-    # With None, TokenPool takes the square, at any image size.
-    return grid if grid is not None and grid[0] * grid[1] == patches else None
+    # Other methods leave a number of patches that a compiler keeps open as it is; None is the square, at any size.
+    if pool.method != "grid" or grid is None or grid[0] * grid[1] != patches:
+        return None
+    return grid
 
 
 def _without_masks(
