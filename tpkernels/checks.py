@@ -184,7 +184,8 @@ def scale(value: float | None) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"scale must be a number or None, got {type(value).__name__}")
-    if isinstance(value, (int, float)) and not math.isfinite(value):
+    # A size that a compiler keeps open makes the scale one of its own numbers, which is an int or float by its class.
+    if not torch.compiler.is_compiling() and isinstance(value, (int, float)) and not math.isfinite(value):
         raise ValueError(f"scale must be finite, got {value}")
 
 

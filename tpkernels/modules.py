@@ -206,9 +206,15 @@ class TokenPool(nn.Module):
         sizes: Tensor | None = None,
         mask: Tensor | None = None,
         metric: Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
     ) -> Pooling:
-        """As `forward`, and returns the labels too, which cost nothing more. Arguments and errors are `forward`'s."""
-        self._check(x, significance, sizes, mask, metric)
+        """As `forward`, and returns the labels too, which cost nothing more. Arguments and errors are `forward`'s.
+
+        Args:
+            grid_size: of these tokens, in place of the layer's own.
+        """
+        grid_size = self.grid_size if grid_size is None else grid_size
+        self._check(x, significance, sizes, mask, metric, grid_size)
         p = self.num_prefix_tokens
         patches = x[:, p:]
         b, n = patches.shape[:2]
@@ -221,7 +227,8 @@ class TokenPool(nn.Module):
         score = None if significance is None else significance[:, p:].detach()
         size = None if sizes is None else sizes[:, p:]
         valid = None if mask is None else mask[:, p:]
-        found = self._pool(patches, score, size, valid, None if metric is None else metric[:, p:], k)
+        metric = None if metric is None else metric[:, p:]
+        found = self._pool(patches, score, size, valid, metric, k, grid_size)
         tokens = torch.cat([x[:, :p], found.tokens], 1)
         if sizes is None:
             return found._replace(tokens=tokens, sizes=None)
@@ -230,16 +237,17 @@ class TokenPool(nn.Module):
         return found._replace(tokens=tokens, sizes=torch.cat([sizes[:, :p], found.sizes], 1))
 
     def _check(
-        self, x: Tensor, significance: Tensor | None, sizes: Tensor | None, mask: Tensor | None, metric: Tensor | None
-    ) -> None:
+        self, x: Tensor, significance: Tensor | None, sizes: Tensor | None, mask: Tensor | None, metric: Tensor | None,
+        grid_size: tuple[int, int] | None,
+    ) -> None:  # fmt: skip
         checks.tokens(x)
         checks.per_token("significance", significance, x)
         checks.per_token("sizes", sizes, x)
         checks.mask(mask, x)
         checks.metric(metric, x)
         n = max(x.shape[1] - self.num_prefix_tokens, 0)
-        if self.method == "grid" and self.grid_size is not None and n not in (0, math.prod(self.grid_size)):
-            raise ValueError(f"grid_size must cover the {n} patch tokens of x, got {self.grid_size}")
+        if self.method == "grid" and grid_size is not None and n not in (0, math.prod(grid_size)):
+            raise ValueError(f"grid_size must cover the {n} patch tokens of x, got {grid_size}")
         if self.needs_significance and significance is None:
             raise ValueError(
                 f"significance must be given for {self!r}: the attention that each token received [B, N], "
@@ -263,12 +271,13 @@ class TokenPool(nn.Module):
         return size if self.method == "ward" else None
 
     def _pool(
-        self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int
-    ) -> Pooling:
+        self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int,
+        grid_size: tuple[int, int] | None,
+    ) -> Pooling:  # fmt: skip
         """Pools the patch tokens alone; returns their sizes where a kernel has summed them."""
         if self.method not in CLUSTERERS:
             with full_precision(x):
-                label = self._baseline(x, score, size, mask, metric, k)
+                label = self._baseline(x, score, size, mask, metric, k, grid_size)
             k = min(k, x.shape[1])
             tokens, total = cluster_mean(x, label, k, size, checks.backend(self.backend, x, "mean"))
             return Pooling(tokens, _summed(total, size), label, None, None)
@@ -293,8 +302,9 @@ class TokenPool(nn.Module):
         return Pooling(found.tokens, summed, found.assignment, medoids, found.n_iter)
 
     def _baseline(
-        self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int
-    ) -> Tensor:
+        self, x: Tensor, score: Tensor | None, size: Tensor | None, mask: Tensor | None, metric: Tensor | None, k: int,
+        grid_size: tuple[int, int] | None,
+    ) -> Tensor:  # fmt: skip
         """Labels [B, N] of the methods that do not cluster."""
         k = min(k, x.shape[1])
         x = x.detach()
@@ -308,7 +318,7 @@ class TokenPool(nn.Module):
             return override_plain(samples, baselines.bipartite(samples, k, metric, primitives.mean))
         samples = prepare_uncentered(x, weight, mask, k)
         if self.method == "grid":
-            return override_plain(samples, baselines.grid(samples, k, self.grid_size))
+            return override_plain(samples, baselines.grid(samples, k, grid_size))
         if self.method == "topk":
             label = baselines.topk(samples, k)
         elif self.method == "importance":

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tpkernels
-from tpkernels.integrations.families import read_model
+from tpkernels.integrations.towers import read_tower
 
 # Halvings of the scale that meets a budget: enough to separate any two counts.
 _HALVINGS = 60
@@ -50,7 +50,7 @@ def softened(model: nn.Module, retention: Tensor) -> Iterator[None]:
     Raises:
         ValueError: a model whose blocks are not called as one nn.Sequential.
     """
-    family, container, shape, _ = read_model(model)
+    (_, _, family, container), shape, _ = read_tower(model)
     if type(container) is not nn.Sequential:
         raise ValueError(f"the soft search takes unpatched models of timm's structure, got {type(model).__name__}")
     blocks = list(container.children())
@@ -86,7 +86,7 @@ def learn_retention(
     Returns:
         [L, N] in [0, 1], on the CPU.
     """
-    _, _, shape, _ = read_model(model)
+    shape = read_tower(model).shape
     device = next(model.parameters()).device
     retention = torch.ones(shape.depth, shape.num_patches, device=device, requires_grad=True)
     groups = [{"params": [retention], "lr": lr}]

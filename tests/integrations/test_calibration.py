@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tpkernels
 from tests.support.models import facts, make_timm, make_torchvision, make_transformers
 from tpkernels.integrations.calibration import price_all
-from tpkernels.integrations.families import find_family
+from tpkernels.integrations.towers import towers_in
 
 
 def make_images(batch: int = 3) -> Tensor:
@@ -21,7 +21,7 @@ def make_images(batch: int = 3) -> Tensor:
 
 def tokens_to_pool(model: nn.Module, run: Any) -> list[Tensor]:
     """The tokens after each block's attention, from the block's input and its own submodules."""
-    family, container = find_family(model)
+    _, _, family, container = towers_in(model)[0]
     found: list[Tensor] = []
 
     def note(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -202,7 +202,7 @@ REFUSED = {
     "Dinov2Backbone": "reads the tokens of several blocks \\(`out_indices`\\)",
     "DepthAnythingForDepthEstimation": "its Dinov2Backbone reads the tokens of several blocks",
     "DPTForSemanticSegmentation": "reads the tokens of several blocks \\(`backbone_out_indices`\\)",
-    "LlavaModel": "reads the tokens of several blocks \\(`vision_feature_layer`\\)",
+    "VipLlavaModel": "reads the tokens of several blocks \\(`vision_feature_layers?`",
     "ViTMAEModel": "leaves out patches at random \\(mask_ratio 0.75\\)",
     "EomtForUniversalSegmentation": "has a part `query`, and what that does to tokens is not known",
     "YolosModel": "has a part `.*interpolation`, and what that does",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tests.support.deit import CONFIG, make_model
 from tpkernels import TokenPool, count_macs, patch, resolve_keep, schedule_of, unpatch
-from tpkernels.integrations.blocks import PooledSequential, run_block
+from tpkernels.integrations.block import run_block
+from tpkernels.integrations.containers import PooledSequential
 from tpkernels.integrations.timm import Timm
 
 METHODS = ("ward", "kmeans", "kmedoids", "topk", "importance", "random", "grid", "bipartite")
@@ -369,7 +370,6 @@ def headless(model: DeiT) -> DeiT:
         (relative, "Attention takes positions from `relative_position_bias_table`"),
         (listed, "its `blocks` is a ModuleList, not an nn.Sequential"),
         (headless, "Block has no mlp"),
-        (lambda model: nn.DataParallel(model), "DataParallel: it has neither `blocks` nor"),
         (lambda model: nn.Linear(3, 3), "Linear: it has neither `blocks` nor"),
         (lambda model: None, "NoneType"),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.support.deit import make_model
 from tests.support.models import make_timm, make_torchvision, make_transformers, mlp_tokens
-from tpkernels import TokenPool, patch, trace
+from tpkernels import TokenPool, patch, summary, trace
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 4])
@@ -20,7 +20,7 @@ def test_an_average_is_weighted_by_sizes(timm: Any, prefix: int) -> None:
     model, images = make_timm(timm, **options).double(), torch.randn(3, 3, 32, 32).double()
     plain = model(images)
     logits = patch(model, 0.5, layers=[0, 2])(images)
-    assert model.blocks.plan.restore and not torch.allclose(logits, plain, rtol=1e-3)
+    assert summary(model).restore and not torch.allclose(logits, plain, rtol=1e-3)
     patch(model, 0.5, layers=[0, 2], restore=False)
     with trace(model) as seen:
         tokens = model.forward_features(images)[:, prefix:]

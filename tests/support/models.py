@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tpkernels.integrations.families import find_family
+from tpkernels.integrations.block import block_in
+from tpkernels.integrations.towers import towers_in
 
 SIZES = {
     "hidden_size": 24,
@@ -113,10 +114,9 @@ def facts(model: nn.Module) -> tuple[Any, ...]:
 
 def watch_mlps(model: nn.Module, note: Callable[[nn.Module, Any], None]) -> list[Any]:
     """Calls `note` with each block's MLP and its inputs in every forward; the hooks, to be removed."""
-    found = find_family(model)
-    assert found is not None
+    blocks = [block_in(child) for child in towers_in(model)[0].container.children()]
     # Older releases of transformers have no module for the whole MLP.
-    mlps = [block.mlp if hasattr(block, "mlp") else block.intermediate for block in found[1].children()]
+    mlps = [block.mlp if hasattr(block, "mlp") else block.intermediate for block in blocks]
     return [mlp.register_forward_pre_hook(note) for mlp in mlps]
 
 

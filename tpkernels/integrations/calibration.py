@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..functional import ward
-from .families import find_plan, read_model
+from .block import block_in
+from .towers import patched_in, read_tower
 
 
 def reconstruction_errors(
-    model: nn.Module, batches: Iterable[Tensor | Mapping[str, Any]], *, relative: bool = True, backend: str = "auto"
-) -> Tensor:
+    model: nn.Module, batches: Iterable[Tensor | Mapping[str, Any]], *, relative: bool = True, tower: str | None = None,
+    backend: str = "auto",
+) -> Tensor:  # fmt: skip
     """The least squared error with which k clusters reconstruct a block's N patch tokens, for every block and every k.
 
     The tokens are those that a block would pool: after its attention, before its MLP. One run of Ward prices every k:
@@ -32,6 +34,7 @@ def reconstruction_errors(
         batches: images [B, C, H, W] for `model(images)`, or keyword arguments for `model(**batch)`; of the model's own
             image size, on its device.
         relative: False for the squared errors themselves.
+        tower: path of the vision tower, where the model holds several.
         backend: as `ward` takes it.
 
     Returns:
@@ -43,12 +46,12 @@ def reconstruction_errors(
             Ward takes.
     """
     checks.flag("relative", relative)
-    if find_plan(model) is not None:
+    if patched_in(model, tower):
         raise ValueError(
             f"model must not be patched, since its own tokens are measured; got a patched {type(model).__name__}: "
             "unpatch it first"
         )
-    family, container, shape, _ = read_model(model)
+    (_, _, family, container), shape, _ = read_tower(model, tower, "tpkernels.reconstruction_errors")
     n = shape.num_patches
     checks.ward_fits(n)
     sums = torch.zeros(shape.depth, n, dtype=torch.float64)
@@ -66,7 +69,7 @@ def reconstruction_errors(
         sums[layer] += losses.sum(0)
         images[layer] += len(losses)
 
-    norms = [family.norm2(block) for block in container.children()]
+    norms = [family.norm2(block_in(child)) for child in container.children()]
     with _watched(model, norms, measure), torch.no_grad():
         for batch in batches:
             if isinstance(batch, Tensor):

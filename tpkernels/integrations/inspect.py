@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from ..schedule.keep import resolve_keep
 from ..schedule.macs import Macs, count_macs
-from .families import find_family, find_plan
-from .plan import Plan
+from ..schedule.shapes import ViTShape
+from .plan import Facts, Plan
 from .source_map import Trace
+from .towers import Found, patched_in
 
 
 @dataclass(frozen=True)
 class Summary:
     """A patched model: `str()` of it is a table.
 
-    model: the class; schedule: patch tokens after each block; num_prefix_tokens: never pooled; macs: for one image at
-    the model's own size, per layer and in all, the clustering apart.
+    model: the class; schedule: patch tokens after each block for an image of the model's own size, of num_patches
+    tokens; num_prefix_tokens: never pooled; macs: for such an image, per layer and in all, the clustering apart.
     """
 
     model: str
@@ -36,6 +38,11 @@ class Summary:
     num_prefix_tokens: int
     macs: Macs
 
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens that enter the first block."""
+        return self.macs.per_layer[0].tokens_in
+
     def __str__(self) -> str:
         start = f" from {self.init}" if self.init else ""
         start += f", refined by {self.refine}s" if self.refine else ""
@@ -44,7 +51,8 @@ class Summary:
         words += ["proportional attention"] if self.proportional else []
         words += ["tokens restored at the end"] if self.restore else []
         lines = [
-            f"{self.model}: {', '.join(words)}; {self.num_prefix_tokens} prefix tokens beside the patches",
+            f"{self.model}: {', '.join(words)}; {self.num_prefix_tokens} prefix tokens beside the "
+            f"{self.num_patches} patches of an image of its own size",
             f"{'block':>5} {'tokens in':>10} {'out':>6} {'attention':>12} {'MLP':>12} {'clustering':>12}  MMAC",
         ]
         for row in self.macs.per_layer:
@@ -63,23 +71,35 @@ def describe(model: nn.Module, **facts: object) -> Summary:
     return Summary(model=type(model).__name__, **facts)  # type: ignore[arg-type]
 
 
-def schedule_of(model: nn.Module) -> list[int]:
-    """Patch tokens that a patched model leaves after each block, at its own image size.
+def schedule_of(model: nn.Module, *, tower: str | None = None) -> list[int]:
+    """Patch tokens that a patched model leaves after each block for an image of its own size.
+
+    For other sizes see `trace`, and `TokenPool.output_len`: ratios hold at every size, counts are the same at all.
+
+    Args:
+        tower: path of the vision tower, where several in the model are patched.
 
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or several of its towers are.
     """
-    return list(_plan(model).schedule)
+    found, plan = _patched(model, tower)
+    return list(_schedule(found, plan, model)[0])
 
 
-def summary(model: nn.Module) -> Summary:
-    """Tokens and MACs per layer of a patched model, and what it pools with. Print it.
+def summary(model: nn.Module, *, tower: str | None = None) -> Summary:
+    """Tokens and MACs per layer of a patched model for an image of its own size, and what it pools with. Print it.
+
+    Args:
+        tower: path of the vision tower, where several in the model are patched.
 
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or several of its towers are.
     """
-    plan = _plan(model)
+    found, plan = _patched(model, tower)
+    schedule, shape = _schedule(found, plan, model)
     pool = next((pool for pool in plan.pools if pool is not None), None)
+    if schedule[-1] == shape.num_patches:
+        pool = None
     method, init = ("ward", "ward") if pool is None else (pool.method, pool.init)
     options: dict[str, Any] = {"method": method, "init": init, "position": plan.position}
     if pool is not None:
@@ -93,15 +113,15 @@ def summary(model: nn.Module) -> Summary:
         weighted=pool is not None and pool.weighted,
         proportional=plan.proportional,
         position=plan.position,
-        restore=plan.restore,
-        schedule=plan.schedule,
-        num_prefix_tokens=plan.num_prefix_tokens,
-        macs=count_macs(model, plan.schedule, **options),
+        restore=plan.restores(_facts(found, plan)),
+        schedule=schedule,
+        num_prefix_tokens=shape.num_prefix_tokens,
+        macs=count_macs(shape, schedule, **options),
     )
 
 
 @contextmanager
-def trace(model: nn.Module) -> Iterator[Trace]:
+def trace(model: nn.Module, *, tower: str | None = None) -> Iterator[Trace]:
     """Watches a patched model: after a forward inside, the Trace says which token holds each input token.
 
         with tpkernels.trace(model) as trace:
@@ -110,12 +130,13 @@ def trace(model: nn.Module) -> Iterator[Trace]:
 
     Nothing is kept by the model. One forward at a time, in one thread: the last one is what the Trace holds.
 
+    Args:
+        tower: path of the vision tower, where several in the model are patched.
+
     Raises:
-        ValueError: the model is not patched, or is being watched already.
+        ValueError: the model is not patched, several of its towers are, or it is being watched already.
     """
-    _plan(model)
-    found: Any = find_family(model)
-    container = found[1]
+    container: Any = _patched(model, tower)[0].container
     if container.trace is not None:
         raise ValueError(f"model must not be watched by another trace, got {type(model).__name__}, which is")
     container.trace = Trace()
@@ -125,8 +146,24 @@ def trace(model: nn.Module) -> Iterator[Trace]:
         container.trace = None
 
 
-def _plan(model: nn.Module) -> Plan:
-    plan = find_plan(model)
-    if plan is None:
+def _patched(model: nn.Module, tower: str | None) -> tuple[Found, Plan]:
+    found = patched_in(model, tower)
+    if not found:
         raise ValueError(f"model must be patched with tpkernels.patch, got an unpatched {type(model).__name__}")
-    return plan
+    if len(found) > 1:
+        paths = ", ".join(one.path or "itself" for one in found)
+        raise ValueError(f"tower must be given where several towers of a model are patched: one of {paths}")
+    container: Any = found[0].container
+    return found[0], container.plan
+
+
+def _facts(found: Found, plan: Plan) -> Facts:
+    return plan.family.facts(found.tower)
+
+
+def _schedule(found: Found, plan: Plan, model: nn.Module) -> tuple[tuple[int, ...], ViTShape]:
+    """Patch tokens after each block, and the shape of the tower as it is now."""
+    shape = plan.family.shape(found.tower, model)
+    prefix = plan.num_prefix_tokens if plan.told_prefix else shape.num_prefix_tokens
+    shape = replace(shape, num_prefix_tokens=prefix)
+    return tuple(resolve_keep(plan.keep, shape.depth, shape.num_patches)), shape

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from .. import checks
 from ..modules import TokenPool
 from ..names import POSITIONS, PRUNERS
 from ..schedule.file import read_tokens
-from ..schedule.keep import resolve_budget, resolve_keep
+from ..schedule.keep import keep_by_block, resolve_budget_ratio
 from ..schedule.shapes import ViTShape
-from .blocks import install, plan_of, uninstall
-from .families import find_family, read_model
-from .plan import Family, Plan
+from .containers import plan_of
+from .install import install, uninstall
+from .plan import Plan
+from .towers import patched_in, read_tower
 
 Model = TypeVar("Model", bound=nn.Module)
+Keep = list[float | int | None]
 
 
 def patch(
@@ -38,21 +42,26 @@ def patch(
     refine: str | None = None,
     min_tokens: int = 0,
     seed: int = 0,
+    num_prefix_tokens: int | None = None,
+    tower: str | None = None,
     backend: str = "auto",
 ) -> Model:
     """Makes a vision transformer of timm, torchvision or transformers pool its patch tokens; `unpatch` undoes it.
 
-    Classes of containers change; modules and `state_dict` keys don't. Prefix tokens (class, distillation, register) are
-    never pooled. Token counts are fixed here for the model's own image size: a larger image is pooled to the same
-    counts, and a block that gets no more tokens than its count pools nothing. Patching again replaces the settings.
-    The defaults are those that keep most of an unpooled model's answers: docs/defaults.md.
+    Classes of containers and blocks change; modules and `state_dict` keys don't. Prefix tokens (class, distillation,
+    register) are never pooled. Ratios hold at every image size; counts stay counts, and a block that gets no more
+    tokens than its count pools nothing. A block that is called by anything but the model's own call of all its blocks
+    raises RuntimeError. Patching again replaces the settings. The defaults are those that keep most of an unpooled
+    model's answers: docs/defaults.md. Which models pool, by name: docs/models.md.
 
     Args:
-        model: a vision transformer; its library need not be installed where only the structure is the same.
+        model: a vision transformer, or a module that holds one (torch.compile, DataParallel, PEFT, a model of images
+            and text); its library need not be installed where only the structure is the same.
         keep: a ratio (float) or count (int) for every block in `layers`, or a list with one per block (None: none);
             or the path (str or os.PathLike) of a schedule file that `save_schedule` wrote for such a model.
         layers: 0-based blocks that pool; every block where None.
-        budget: instead of `keep`, the share of the model's MACs to spend, clustering counted.
+        budget: instead of `keep`, the share of the model's MACs to spend at its own image size, clustering counted: the
+            ratio that this takes is kept at every size.
         method, init, output, max_iter, refine, min_tokens, backend: as TokenPool takes them.
         weighted: cluster with the significance as weight. None: the paper's choice, True for kmeans and kmedoids with
             `init="topk"`, False otherwise.
@@ -61,8 +70,12 @@ def patch(
         restore: after the last block, copy each token to all places that it stands for, as many as the model has
             patches. None: where what follows reads the patch tokens (average-pooled and attention heads, transformers'
             `last_hidden_state`) and the method merges tokens; sizes then count as copies. Methods that drop tokens
-            cannot restore them.
+            cannot restore them. Where a model reads an earlier block (LLaVA's `vision_feature_layer`), that one's
+            tokens are restored, and later blocks pool nothing.
         seed: of "random" and "importance"; block l draws with `seed + l`.
+        num_prefix_tokens: tokens before the patches, where the model adds some that it does not tell of (prompts).
+            None: as many as it tells of in every call.
+        tower: path of the vision tower, such as "vision_tower", where a model holds several.
 
     Returns:
         `model`, patched.
@@ -74,30 +87,27 @@ def patch(
         ValueError: an argument out of range, a file that is no schedule or does not fit the model, `keep` and `budget`
             both or neither given, or `restore` with a method that drops tokens. The model is unchanged then.
     """
-    family, container, shape, returns_tuples = read_model(model)
+    found, shape, returns_tuples = read_tower(model, tower)
+    family = found.family
     checks.one_of("position", position, POSITIONS)
     checks.flag("proportional", proportional)
     checks.integer("seed", seed)
     if restore is not None:
         checks.flag("restore", restore)
-    if keep is not None and budget is None:
-        if isinstance(keep, (str, os.PathLike)):
-            schedule = _read_schedule(keep, shape, layers)
-        else:
-            schedule = resolve_keep(keep, shape.depth, shape.num_patches, layers)
-    elif budget is not None and keep is None:
-        options: dict[str, Any] = {"method": method, "init": init, "max_iter": max_iter, "position": position}
-        schedule = resolve_budget(shape, budget, layers, **options)
-    else:
-        given = "neither" if keep is None else f"keep={keep!r} and budget={budget!r}"
-        raise ValueError(f"keep or budget must be given, and not both, got {given}")
+    if num_prefix_tokens is not None:
+        checks.count("num_prefix_tokens", num_prefix_tokens, 0)
+        shape = replace(shape, num_prefix_tokens=num_prefix_tokens)
+    options: dict[str, Any] = {"method": method, "init": init, "max_iter": max_iter, "position": position}
+    kept = _keep_by_block(shape, keep, budget, layers, options)
+    last_read = family.last_read(found.tower, model)
+    if last_read is not None:
+        kept = [entry if layer <= last_read else None for layer, entry in enumerate(kept)]
     if weighted is None:
         weighted = method in ("kmeans", "kmedoids") and init == "topk"
-    before = [shape.num_patches, *schedule[:-1]]
 
-    def pool(count: int, layer: int = 0) -> TokenPool:
+    def pool(entry: float | int, layer: int = 0) -> TokenPool:
         return TokenPool(
-            count,
+            entry,
             method,
             init=init,
             output=output,
@@ -105,7 +115,6 @@ def patch(
             refine=refine,
             weighted=weighted,
             num_prefix_tokens=shape.num_prefix_tokens,
-            grid_size=_grid_size(model, shape, method, before[layer]),
             seed=seed + layer,
             min_tokens=min_tokens,
             backend=backend,
@@ -115,55 +124,58 @@ def patch(
     pool(shape.num_patches)
     if restore and method in PRUNERS:
         raise ValueError(f"restore must be False or None for method {method!r}, which drops tokens, got {restore!r}")
-    if restore is None:
-        restore = method not in PRUNERS and family.reads_patches(model)
-    pools = tuple(pool(n, layer) if n < before[layer] else None for layer, n in enumerate(schedule))
-    unpatch(model)
+    # A ratio of 1 pools at no size.
+    pools = tuple(None if entry is None or _is_1(entry) else pool(entry, layer) for layer, entry in enumerate(kept))
     plan = Plan(
-        family, tuple(schedule), pools, shape.num_prefix_tokens, proportional, position, bool(restore), returns_tuples
-    )
-    install(container, plan)
-    family.take_over(model)
-    for module in family.guarded(model):
-        module.register_forward_pre_hook(family.check_call, with_kwargs=True)
+        family, tuple(kept), pools, shape.num_prefix_tokens, proportional, num_prefix_tokens is not None, position,
+        False if method in PRUNERS else restore, last_read, returns_tuples,
+    )  # fmt: skip
+    guarded = family.guarded(found.tower, model)
+    if plan_of(found.container) is not None:
+        uninstall(model, found.container)
+    install(found.tower, found.container, plan, guarded)
     return model
 
 
-def unpatch(model: Model) -> Model:
+def unpatch(model: Model, *, tower: str | None = None) -> Model:
     """Undoes `patch`: the model computes, holds and stores what it did before; one that is not patched stays as it is.
+
+    Args:
+        model: what was patched, or a module that holds it or wraps it by now.
+        tower: path of the one tower to give back; all of the model's where None.
 
     Returns:
         `model`.
+
+    Raises:
+        TypeError: no nn.Module, or a graph that was made from a patched model, which pools for ever.
+        ValueError: the model has no part of that path.
     """
-    found = find_family(model)
-    if found is None or plan_of(found[1]) is None:
-        return model
-    family, container = found
-    for module in family.guarded(model):
-        _remove_guards(module)
-    family.give_back(model)
-    uninstall(container)
+    if not isinstance(model, nn.Module) or isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        raise TypeError(
+            "tpkernels.unpatch: model must be the nn.Module that was patched, or one that holds it; got "
+            f"{type(model).__name__}"
+        )
+    for found in patched_in(model, tower):
+        uninstall(model, found.container)
     return model
 
 
-def _read_schedule(path: str | os.PathLike[str], shape: ViTShape, layers: Collection[int] | None) -> list[int]:
-    if layers is not None:
-        raise ValueError(f"layers must be None beside a schedule file, which names its own blocks, got {layers!r}")
-    return read_tokens(path, shape.depth, shape.num_patches)
+def _keep_by_block(
+    shape: ViTShape, keep: Any, budget: float | None, layers: Collection[int] | None, options: dict[str, Any]
+) -> Keep:
+    """A ratio, a count or None for each block, from the arguments of `patch`."""
+    if keep is not None and budget is None:
+        if not isinstance(keep, (str, os.PathLike)):
+            return keep_by_block(keep, shape.depth, layers)
+        if layers is not None:
+            raise ValueError(f"layers must be None beside a schedule file, which names its own blocks, got {layers!r}")
+        return list(read_tokens(keep, shape.depth, shape.num_patches))
+    if budget is not None and keep is None:
+        return keep_by_block(resolve_budget_ratio(shape, budget, layers, **options), shape.depth, layers)
+    given = "neither" if keep is None else f"keep={keep!r} and budget={budget!r}"
+    raise ValueError(f"keep or budget must be given, and not both, got {given}")
 
 
-def _remove_guards(module: nn.Module) -> None:
-    hooks = module._forward_pre_hooks
-    for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Family)]:
-        del hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
-def _grid_size(model: Any, shape: ViTShape, method: str, tokens: int) -> tuple[int, int] | None:
-    """The patch grid, for the first block that pools it: later ones have tokens in raster order, but no grid."""
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    if method != "grid" or grid is None or tokens != shape.num_patches:
-        return None
-    height, width = grid
-    # With None, TokenPool takes the square, at any image size.
-    return None if height == width else (int(height), int(width))
+def _is_1(keep: float | int) -> bool:
+    return isinstance(keep, float) and keep == 1

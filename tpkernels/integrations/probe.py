@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .blocks import run_block
+from .block import original_class, run_block, tokens_of
 from .plan import Family, Unsupported
+from .skeleton import NotPlain, copy_block, draw_weights
 
 # Libraries' names for what ties tokens to their positions: pooling would have to pool it too.
 _POSITIONAL = (
@@ -24,7 +24,7 @@ def check_positions(*holders: Any) -> None:
     check_held_positions(*holders)
     for holder in holders:
         if isinstance(holder, nn.Module):
-            taken = inspect.signature(holder.forward).parameters
+            taken = inspect.signature(original_class(holder).forward).parameters
             _refuse(holder, next((name for name in _POSITIONAL if name in taken), None))
 
 
@@ -45,34 +45,63 @@ def _refuse(holder: Any, name: str | None) -> None:
 
 
 @torch.no_grad()
-def check_block(family: Family, block: Any, dim: int) -> bool:
-    """Compares `run_block` with the block's own forward, on a copy with random weights.
+def check_block(family: Family, block: nn.Module, dim: int) -> bool:
+    """Compares `run_block` with the block's own forward, on a copy.
 
-    Random, since what a block adds may start at 0 (layer scale, gates).
+    With random weights in float64 on the CPU. A block that cannot be run so (weights that are quantised, attention for
+    one type or device alone) is run with its own weights, type and device.
 
     Returns:
         whether the block returns a tuple.
 
     Raises:
-        Unsupported: they differ, or the block does not run so.
+        Unsupported: they differ, or the block does not run either way.
     """
+    errors: list[Exception] = []
+    for prepare in (_with_random_weights, _as_it_is):
+        try:
+            probe, x = prepare(block, dim)
+            out = probe(x, **_absent(probe))
+            own = tokens_of(out) - x
+            ones = torch.ones(1, x.shape[1], device=x.device)
+            ours = run_block(family, probe, x, ones, pool=None, proportional=True, position="attention")[0] - x
+            far, most = float((own - ours).abs().max()), float(own.abs().max())
+        except Exception as error:
+            errors.append(error)
+            continue
+        if most == 0:
+            raise Unsupported(f"its {_name(block)} adds nothing to its tokens, so that what it computes cannot be seen")
+        # A tolerance of float32, in which some modules compute whatever their input's dtype; written so that NaN fails.
+        if not far <= (3e-2 if x.element_size() == 2 else 1e-4) * most:
+            raise Unsupported(f"its {_name(block)} computes something else than a pre-norm block")
+        return isinstance(out, tuple)
+    # Where weights could not be drawn, the first error only says that.
+    cause = errors[1] if isinstance(errors[0], NotPlain) else errors[0]
+    reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+    raise Unsupported(f"its {_name(block)} does not run as a pre-norm block ({reason})") from cause
+
+
+def _with_random_weights(block: nn.Module, dim: int) -> tuple[Any, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    probe = _copy(block)
-    for parameter in probe.parameters():
-        if parameter.is_floating_point():
-            parameter.normal_(std=0.3, generator=generator)
-    x = torch.randn(1, 5, dim, generator=generator, dtype=torch.float64)
-    try:
-        out = probe(x, **_absent(probe))
-        own = (out[0] if isinstance(out, tuple) else out) - x
-        ones = torch.ones(1, 5)
-        ours = run_block(family, probe, x, ones, pool=None, proportional=True, position="attention")[0] - x
-    except Exception as error:
-        raise Unsupported(f"its {type(block).__name__} does not run as a pre-norm block ({error})") from error
-    # A tolerance of float32, in which some modules compute whatever their input's dtype.
-    if not torch.allclose(own, ours, rtol=0, atol=1e-4 * float(own.abs().max())):
-        raise Unsupported(f"its {type(block).__name__} computes something else than a pre-norm block")
-    return isinstance(out, tuple)
+    probe = copy_block(block)
+    draw_weights(probe, generator)
+    return probe, _draw_tokens(dim, generator).double()
+
+
+def _as_it_is(block: nn.Module, dim: int) -> tuple[Any, Tensor]:
+    held = next((one for one in (*block.parameters(), *block.buffers()) if one.is_floating_point()), torch.empty(0))
+    # Quantised weights say of themselves that they are of the type that they stand for.
+    x = _draw_tokens(dim, torch.Generator().manual_seed(0)).to(held.device, held.dtype)
+    return copy_block(block), x
+
+
+def _draw_tokens(dim: int, generator: torch.Generator) -> Tensor:
+    # On the CPU whatever the default device is, since the generator is there.
+    return torch.randn(1, 5, dim, generator=generator, device="cpu", dtype=torch.float32)
+
+
+def _name(block: nn.Module) -> str:
+    return original_class(block).__name__
 
 
 def _absent(block: nn.Module) -> dict[str, None]:
@@ -80,17 +109,3 @@ def _absent(block: nn.Module) -> dict[str, None]:
     parameters = list(inspect.signature(block.forward).parameters.values())[1:]
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {one.name: None for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty}
-
-
-def _copy(block: nn.Module) -> Any:
-    """A copy in eval mode and float64 on the CPU, without hooks: one that counts tokens must not count the probe's."""
-    probe = copy.deepcopy(block)
-    if any(tensor.is_meta for tensor in (*probe.parameters(), *probe.buffers())):
-        probe.to_empty(device="cpu")
-        for buffer in probe.buffers():
-            buffer.zero_()
-    probe.to(device="cpu", dtype=torch.float64).eval()
-    for module in probe.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return probe

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..schedule.shapes import ViTShape, vit_shape
+from ..schedule.shapes import timm_prefix
 from .attend import attend_heads, optional, probability_dropped
-from .blocks import PooledSequential
-from .plan import Attended, Checkpoint, Family, Unsupported
+from .block import block_in
+from .containers import PooledSequential
+from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
+from .run import refuse_jit
 
 # Methods that call the blocks one by one, which bypasses pooling; their name depends on the release.
 _INTERMEDIATES = ("forward_intermediates", "_intermediate_layers")
@@ -28,24 +30,31 @@ class Timm(Family):
         "num_heads), norm2 and mlp"
     )
 
-    def find(self, model: nn.Module) -> nn.Module | None:
+    def find(self, module: nn.Module, *, inside: bool = False) -> nn.Module | None:
         # A wrapper has the attributes of the model in it, hence `_modules`.
-        blocks = model._modules.get("blocks")
+        blocks = module._modules.get("blocks")
+        if inside and "patch_embed" not in module._modules:
+            return None
         # No other subclass: its forward may do more than run the blocks in order.
         return blocks if type(blocks) in (nn.Sequential, PooledSequential) else None
 
-    def read(self, model: nn.Module) -> ViTShape:
-        blocks = list(model.blocks.children())  # type: ignore[union-attr]
-        check_positions(model, *blocks, *(getattr(block, "attn", None) for block in blocks))
+    def check(self, tower: nn.Module, model: nn.Module) -> None:
+        blocks = [block_in(child) for child in tower.blocks.children()]  # type: ignore[union-attr]
+        check_positions(tower, *blocks, *(getattr(block, "attn", None) for block in blocks))
         for block in blocks:
             if (lack := _lacking(block)) is not None:
                 raise Unsupported(f"its {type(block).__name__} has no {lack}")
-        return vit_shape(model)
 
-    def reads_patches(self, model: Any) -> bool:
-        if getattr(model, "attn_pool", None) is not None:
-            return True
-        return getattr(model, "global_pool", "token") != "token" or vit_shape(model).num_prefix_tokens == 0
+    def facts(self, tower: Any) -> Facts:
+        prefix = timm_prefix(tower)
+        reads = getattr(tower, "attn_pool", None) is not None
+        reads = reads or prefix == 0 or getattr(tower, "global_pool", "token") != "token"
+        embed = tower.patch_embed
+        grid = getattr(embed, "grid_size", None)
+        grid = None if grid is None else (int(grid[0]), int(grid[1]))
+        # Other sizes are an error of the patch embedding itself then.
+        fixed = grid is not None and getattr(embed, "strict_img_size", False)
+        return Facts(prefix, grid, grid[0] * grid[1] if grid is not None and fixed else None, reads)
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         attn = block.attn
@@ -71,10 +80,8 @@ class Timm(Family):
     def norm2(self, block: Any) -> nn.Module:
         return block.norm2
 
-    def guarded(self, model: nn.Module) -> list[nn.Module]:
-        return [model]
-
     def check_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_jit()
         if getattr(module, "grad_checkpointing", False):
             raise ValueError(
                 "grad_checkpointing must be set by set_grad_checkpointing() in a patched model, got True as an "

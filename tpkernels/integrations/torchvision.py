@@ -7,10 +7,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..schedule.shapes import ViTShape, vit_shape
 from .attend import attend_heads, probability_dropped
-from .blocks import PooledSequential
-from .plan import Attended, Family, Unsupported
+from .block import block_in
+from .containers import PooledSequential
+from .plan import Attended, Facts, Family, Unsupported
 
 
 class Torchvision(Family):
@@ -18,13 +18,13 @@ class Torchvision(Family):
 
     supported = "torchvision's VisionTransformer (vit_b_16 and its like)"
 
-    def find(self, model: nn.Module) -> nn.Module | None:
-        encoder = model._modules.get("encoder")
-        layers = None if encoder is None or "conv_proj" not in model._modules else encoder._modules.get("layers")
+    def find(self, module: nn.Module, *, inside: bool = False) -> nn.Module | None:
+        encoder = module._modules.get("encoder")
+        layers = None if encoder is None or "conv_proj" not in module._modules else encoder._modules.get("layers")
         return layers if type(layers) in (nn.Sequential, PooledSequential) else None
 
-    def read(self, model: Any) -> ViTShape:
-        for block in model.encoder.layers.children():
+    def check(self, tower: Any, model: nn.Module) -> None:
+        for block in map(block_in, tower.encoder.layers.children()):
             lacks = [name for name in ("ln_1", "self_attention", "dropout", "ln_2", "mlp") if not hasattr(block, name)]
             if lacks:
                 raise Unsupported(f"its {type(block).__name__} has no {lacks[0]}")
@@ -35,13 +35,21 @@ class Torchvision(Family):
                 )
             if attn.bias_k is not None or attn.add_zero_attn:
                 raise Unsupported("its self_attention adds keys of its own")
-        return vit_shape(model)
 
-    def reads_patches(self, model: nn.Module) -> bool:
-        return False
+    def facts(self, tower: Any) -> Facts:
+        side = int(tower.image_size) // int(tower.patch_size)
+        return Facts(int(tower.class_token.shape[1]), (side, side), side * side, False)
+
+    def guarded(self, tower: nn.Module, model: nn.Module) -> list[nn.Module]:
+        return []
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         attn = block.self_attention
+        if attn.in_proj_weight.is_meta and not x.is_meta:
+            raise RuntimeError(
+                f"{type(attn).__name__}: a patched model's attention must hold its weights in memory, got offloaded "
+                "ones: dispatch it to devices without offloading"
+            )
         x = block.ln_1(x)
         b, n, _ = x.shape
         qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)

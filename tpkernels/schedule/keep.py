@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from .macs import count_macs
-from .shapes import check_integer, vit_shape
+from .shapes import ViTShape, check_integer, vit_shape
 
 # Ratios that are tried before the bisection: near 1 a layer may cost more to cluster than it saves, so the total is not
 # quite monotone in the ratio.
@@ -59,24 +59,28 @@ def resolve_keep(
         ValueError: a ratio or count out of range, a list that is not `depth` long, or a layer that is out of range,
             negative or given twice.
     """
-    depth = check_integer("depth", depth, 1)
+    per_block = keep_by_block(keep, check_integer("depth", depth, 1), layers)
     left = check_integer("num_patches", num_patches, 1)
-    per_block: list[float | int | None]
-    if isinstance(keep, Sequence) and not isinstance(keep, (str, bytes)):
-        if layers is not None:
-            raise ValueError(f"layers must be None beside a list of keep, which names its own blocks, got {layers!r}")
-        if len(keep) != depth:
-            raise ValueError(f"keep must have {depth} entries, one per block, got {len(keep)}")
-        per_block = [None if k is None else _check_keep(f"keep[{i}]", k) for i, k in enumerate(keep)]
-    else:
-        pooled = check_layers(layers, depth)
-        ratio_or_count = _check_keep("keep", keep)
-        per_block = [ratio_or_count if layer in pooled else None for layer in range(depth)]
     schedule = []
     for entry in per_block:
         left = left if entry is None else tokens_kept(entry, left)
         schedule.append(left)
     return schedule
+
+
+def keep_by_block(
+    keep: float | int | Sequence[float | int | None], depth: int, layers: Collection[int] | None = None
+) -> list[float | int | None]:
+    """A ratio, a count or None for each of `depth` blocks. Arguments and errors are those of `resolve_keep`."""
+    if isinstance(keep, Sequence) and not isinstance(keep, (str, bytes)):
+        if layers is not None:
+            raise ValueError(f"layers must be None beside a list of keep, which names its own blocks, got {layers!r}")
+        if len(keep) != depth:
+            raise ValueError(f"keep must have {depth} entries, one per block, got {len(keep)}")
+        return [None if k is None else _check_keep(f"keep[{i}]", k) for i, k in enumerate(keep)]
+    pooled = check_layers(layers, depth)
+    ratio_or_count = _check_keep("keep", keep)
+    return [ratio_or_count if layer in pooled else None for layer in range(depth)]
 
 
 def resolve_budget(
@@ -108,34 +112,46 @@ def resolve_budget(
         ValueError: a budget out of range, or below what every ratio takes (the message names the lowest that works).
     """
     shape = vit_shape(model_or_shape)
+    ratio = resolve_budget_ratio(shape, budget, layers, method, init, max_iter, position)
+    return resolve_keep(ratio, shape.depth, shape.num_patches, layers)
+
+
+def resolve_budget_ratio(
+    shape: ViTShape,
+    budget: float,
+    layers: Collection[int] | None = None,
+    method: str = "ward",
+    init: str | Sequence[int] = "ward",
+    max_iter: int = 5,
+    position: str = "attention",
+) -> float:
+    """The ratio whose schedule `resolve_budget` returns; arguments and errors are the same."""
     budget = check_budget(budget)
     pooled = sorted(check_layers(layers, shape.depth))
 
-    def price(ratio: float) -> tuple[float, list[int]]:
+    def price(ratio: float) -> float:
         schedule = resolve_keep(ratio, shape.depth, shape.num_patches, pooled)
-        return count_macs(
-            shape, schedule, method=method, init=init, max_iter=max_iter, position=position
-        ).ratio, schedule
+        return count_macs(shape, schedule, method=method, init=init, max_iter=max_iter, position=position).ratio
 
     # The first ratio leaves one token at every layer that pools, whatever the number of patches.
     ratios = [0.5 / max(shape.num_patches, _GRID), *(step / _GRID for step in range(1, _GRID + 1))]
-    priced = [(ratio, *price(ratio)) for ratio in ratios]
-    least = min(share for _, share, _ in priced)
+    priced = [(ratio, price(ratio)) for ratio in ratios]
+    least = min(share for _, share in priced)
     if least > budget:
         # Rounded up: the number in the message is one that works.
         raise ValueError(
             f"budget must be at least {math.ceil(least * 1e4) / 1e4:.4f}, the least that pooling at layers {pooled} "
             f"with method {method!r} reaches, got {budget}"
         )
-    fitting = [(share, schedule) for _, share, schedule in priced if share <= budget]
-    for (low, low_share, _), (high, high_share, _) in pairwise(priced):
+    fitting = [(share, ratio) for ratio, share in priced if share <= budget]
+    for (low, low_share), (high, high_share) in pairwise(priced):
         if (low_share <= budget) == (high_share <= budget):
             continue
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            share, schedule = price(middle)
+            share = price(middle)
             if share <= budget:
-                fitting.append((share, schedule))
+                fitting.append((share, middle))
             # The half that has one end within the budget and the other outside.
             low, high = (middle, high) if (share <= budget) == (low_share <= budget) else (low, middle)
     return max(fitting, key=lambda candidate: candidate[0])[1]

@@ -94,9 +94,14 @@ def vision_tower(model: Any) -> Any:
     towers = [
         module
         for module in named()
-        if _patches_of(getattr(module, "embeddings", None)) is not None and tower_layers(module) is not None
+        if has_patches(getattr(module, "embeddings", None)) and tower_layers(module) is not None
     ]
     return towers[0] if len(towers) == 1 else None
+
+
+def has_patches(embeddings: Any) -> bool:
+    """Whether these are transformers' embeddings of an image."""
+    return _patches_of(embeddings) is not None
 
 
 def tower_layers(tower: Any) -> Any:
@@ -117,6 +122,15 @@ def tower_prefix(tower: Any) -> int:
     return sum(int(token.shape[1]) if token.dim() == 3 else 1 for token in tokens if token is not None)
 
 
+def timm_prefix(model: Any) -> int:
+    """Class, distillation and register tokens of a model with timm's names, and others that it counts itself."""
+    prefix = getattr(model, "num_prefix_tokens", None)
+    if isinstance(prefix, int):
+        return prefix
+    tokens = (getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+    return sum(int(token.shape[1]) for token in tokens if token is not None)
+
+
 def _reader(model: Any) -> Callable[[Any], ViTShape]:
     if hasattr(model, "blocks"):
         return _read_timm
@@ -126,12 +140,9 @@ def _reader(model: Any) -> Callable[[Any], ViTShape]:
 
 
 def _read_timm(model: Any) -> ViTShape:
-    projection = model.patch_embed.proj.weight
+    projection = _base_of(model.patch_embed.proj).weight
     dim, patch_dim = int(projection.shape[0]), math.prod(projection.shape[1:])
-    prefix = getattr(model, "num_prefix_tokens", None)
-    if not isinstance(prefix, int):
-        tokens = (getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token"))
-        prefix = sum(int(token.shape[1]) for token in tokens if token is not None)
+    prefix = timm_prefix(model)
     return ViTShape(
         depth=len(model.blocks),
         dim=dim,
@@ -160,7 +171,7 @@ def _read_torchvision(model: Any) -> ViTShape:
 def _read_transformers(model: Any) -> ViTShape:
     tower = vision_tower(model)
     patches = _patches_of(tower.embeddings)
-    projection = getattr(patches, "projection", patches).weight
+    projection = _base_of(getattr(patches, "projection", patches)).weight
     dim = int(projection.shape[0])
     prefix = tower_prefix(tower)
     heads = ("classifier", "cls_classifier", "distillation_classifier", "visual_projection")
@@ -213,7 +224,20 @@ def _mlp_size(block: Any) -> int:
 
 
 def _matrix_size(module: Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+    """Weights of the matrices in a module, adapters apart; quantised layers tell theirs by their sizes alone."""
+    module = _base_of(module)
+    width, height = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(width, int) and isinstance(height, int):
+        return width * height
+    own = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() == 2)
+    return own + sum(_matrix_size(part) for part in module.children())
+
+
+def _base_of(module: Any) -> Any:
+    """The layer that an adapter stands for, by PEFT's names; the module itself where it is none."""
+    parts = getattr(module, "_modules", {})
+    base = parts.get("base_layer", parts.get("original_module"))
+    return module if base is None else _base_of(base)
 
 
 def _timm_patches(model: Any, prefix: int) -> int:
@@ -228,7 +252,9 @@ def _timm_patches(model: Any, prefix: int) -> int:
 
 
 def _timm_outputs(model: Any, name: str) -> int:
-    head = getattr(model, name, None)
+    head = _base_of(getattr(model, name, None))
+    if isinstance(getattr(head, "out_features", None), int):
+        return int(head.out_features)
     weight = getattr(head, "weight", None)
     if weight is not None:
         return int(weight.shape[0])

@@ -1,0 +1,125 @@
+"""The containers of a patched model's blocks, which run all of them as one call.
+
+Tokens, sizes and sources pass between blocks as arguments and results: a model keeps no state of a forward.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .plan import Plan
+from .run import run_blocks
+from .source_map import Trace
+
+
+class Tower:
+    """The model that a container belongs to; not an nn.Module, so that it is none of the container's parts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+
+class Unscriptable:
+    """What both containers tell torch.jit.script."""
+
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            "torch.jit.script must not be called on a model that is patched with tpkernels.patch: use torch.compile or "
+            "torch.export.export"
+        )
+
+
+class PooledSequential(Unscriptable, nn.Sequential):
+    """Blocks that are called as one: those of timm and torchvision.
+
+    `plan` says what is pooled; `tower` is the model around; `trace` is what `tpkernels.trace` fills; `checkpointing`
+    recomputes activations block by block.
+    """
+
+    plan: Plan
+    tower: Tower
+    trace: Trace | None
+    checkpointing: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A bound forward can outlive `unpatch` in a wrapper.
+        return run_blocks(self, x) if "plan" in self.__dict__ else nn.Sequential.forward(self, x)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _cut(self, super().__getitem__(index), index)
+
+
+class PooledList(Unscriptable, nn.ModuleList):
+    """Blocks that the model calls one after another: those of transformers.
+
+    While that model's own forward runs, iterating gives one call of all blocks; otherwise the blocks, as indices, `len`
+    and `children()` do. `running` names the threads in that forward. See PooledSequential.
+    """
+
+    plan: Plan
+    tower: Tower
+    trace: Trace | None
+    checkpointing: bool
+    running: set[int]
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.running and (_COMPILER in self.running or _thread() in self.running):
+            return iter((partial(run_blocks, self),))
+        return super().__iter__()
+
+    def __repr__(self) -> str:
+        return repr(nn.ModuleList(self.children()))
+
+    def __getitem__(self, index: Any) -> Any:
+        return _cut(self, super().__getitem__(index), index)
+
+
+CONTAINERS: dict[type[nn.Module], type[nn.Module]] = {nn.Sequential: PooledSequential, nn.ModuleList: PooledList}
+ORIGINALS = {pooled: original for original, pooled in CONTAINERS.items()}
+
+# Stands for the thread while a compiler traces, which has no numbers of threads.
+_COMPILER = 0
+
+
+def begin_run(caller: nn.Module, _args: Any) -> None:
+    """A forward pre-hook of the module that goes through a PooledList."""
+    for blocks in _lists(caller):
+        blocks.running.add(_thread())
+
+
+def end_run(caller: nn.Module, _args: Any, _out: Any) -> None:
+    """The forward hook that ends what `begin_run` began, also where the forward failed."""
+    for blocks in _lists(caller):
+        # A forward of which a part was compiled may have begun as one thing and end as the other.
+        blocks.running.discard(_COMPILER)
+        blocks.running.discard(_thread())
+
+
+def plan_of(container: nn.Module | None) -> Plan | None:
+    """The plan of a patched container; None where there is none."""
+    return container.plan if isinstance(container, (PooledSequential, PooledList)) else None
+
+
+def _lists(caller: nn.Module) -> list[PooledList]:
+    # Found anew, since a shortened model has another list.
+    return [part for part in caller.children() if isinstance(part, PooledList)]
+
+
+def _thread() -> int:
+    return _COMPILER if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def _cut(container: Any, part: Any, index: Any) -> Any:
+    """Gives a slice of a container its part of the plan."""
+    if isinstance(index, slice):
+        part.plan, part.tower = container.plan.cut(index), container.tower
+        part.trace, part.checkpointing = None, container.checkpointing
+        if isinstance(part, PooledList):
+            part.running = set()
+    return part

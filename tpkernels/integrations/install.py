@@ -1,0 +1,84 @@
+"""What `patch` changes in a model, and how it is undone: classes of the container and its blocks, and hooks."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from .block import block_in, original_class, pooled_class
+from .containers import CONTAINERS, ORIGINALS, PooledList, Tower, begin_run, end_run
+from .plan import Family, Plan
+
+
+def install(tower: nn.Module, container: nn.Module, plan: Plan, guarded: list[nn.Module]) -> None:
+    """Makes the blocks of an unpatched container run by the plan."""
+    family, pooled = plan.family, _as(container, CONTAINERS[type(container)])
+    pooled.plan, pooled.tower, pooled.trace, pooled.checkpointing = plan, Tower(tower), None, False
+    for child in container.children():
+        block: Any = block_in(child)
+        # A block that stands at two places is one.
+        if not getattr(block, "tpkernels_patched", False):
+            _as(block, pooled_class(type(block)))
+            block.tpkernels_patched = True
+    caller = family.caller(tower)
+    if caller is not None:
+        pooled.running = set()
+        caller.register_forward_pre_hook(begin_run)
+        caller.register_forward_hook(end_run, always_call=True)
+    family.take_over(tower)
+    for module in guarded:
+        module.register_forward_pre_hook(family.check_call, with_kwargs=True)
+
+
+def uninstall(model: nn.Module, container: Any) -> None:
+    """Undoes `install` for a container somewhere in a model."""
+    plan, tower = container.plan, container.tower.model
+    for module in (*model.modules(), *tower.modules()):
+        _remove_hooks(module)
+    plan.family.give_back(tower)
+    for child in container.children():
+        block: Any = block_in(child)
+        if getattr(block, "tpkernels_patched", False):
+            del block.tpkernels_patched
+            # What has been made of the class since, such as FSDP's, stays, and runs the block's own forward.
+            if type(block) is pooled_class(original_class(block)):
+                _as(block, original_class(block))
+    del container.plan, container.tower, container.trace, container.checkpointing
+    if isinstance(container, PooledList):
+        del container.running
+    _as(container, ORIGINALS[type(container)])
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether a forward is set on the module itself that does more than call its class', or accelerate's way to it."""
+    own = module.__dict__.get("forward")
+    return not (own is None or _is_bound(own, module) or _is_bound(module.__dict__.get("_old_forward"), module))
+
+
+def _as(module: Any, cls: type[nn.Module]) -> Any:
+    """Changes a module's class, also for bound forwards that are kept on it: accelerate's hooks call them."""
+    bound = [name for name in ("forward", "_old_forward") if _is_bound(module.__dict__.get(name), module)]
+    module.__class__ = cls
+    for name in bound:
+        module.__dict__[name] = MethodType(cls.forward, module)
+    return module
+
+
+def _is_bound(method: Any, module: nn.Module) -> bool:
+    return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is type(module).forward
+
+
+def _remove_hooks(module: nn.Module) -> None:
+    pre, after = module._forward_pre_hooks, module._forward_hooks
+    for key in [key for key, hook in pre.items() if hook is begin_run or _guards(hook)]:
+        del pre[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key in [key for key, hook in after.items() if hook is end_run]:
+        del after[key]
+        module._forward_hooks_always_called.pop(key, None)
+
+
+def _guards(hook: Any) -> bool:
+    return isinstance(getattr(hook, "__self__", None), Family)

@@ -1,0 +1,178 @@
+"""One run of all blocks of a patched container."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modules import TokenPool
+from .block import Turn, block_in, tokens_of
+from .plan import Facts, Plan
+from .source_map import Step
+
+# What transformers' attention functions read of the keyword arguments that they are passed.
+_READ = {
+    "attention_mask", "head_mask", "position_ids", "position_embeddings", "cache_position", "past_key_values",
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "cumulative_seqlens_q", "cumulative_seqlens_k",
+    "block_mask", "s_aux", "sliding_window", "softcap", "is_causal",
+}  # fmt: skip
+
+
+def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """All blocks of a patched container on tokens x [B, N, D], prefix first.
+
+    Args:
+        args, kwargs: what the model gives each block beside its tokens.
+
+    Returns:
+        tokens [B, M, D], or the input's N where the plan restores them; in a tuple where the blocks return tuples.
+
+    Raises:
+        ValueError: a mask, positions or other tensors that attention reads, which pooling would not follow.
+        RuntimeError: tokens that the model does not tell about, or a block that is called but not run.
+    """
+    refuse_jit()
+    plan, facts = _plan_now(container)
+    args, kwargs = _without_masks(container, args, kwargs)
+    _check_count(plan, facts, x)
+    restores = plan.restores(facts)
+    last = len(plan.pools) - 1 if plan.last_read is None else plan.last_read
+    sizes: Tensor | None = None
+    source: Tensor | None = None
+    steps: list[Step] = []
+    for layer, (child, pool) in enumerate(zip(container.children(), plan.pools, strict=True)):
+        patches = x.shape[1] - plan.num_prefix_tokens
+        pools = pool is not None and pool.pools(x.shape[0], patches)
+        turn = Turn(
+            plan,
+            pool if pools else None,
+            sizes,
+            source,
+            follows=restores or container.trace is not None,
+            restores=restores and layer == last,
+            grid_size=None if pool is None else _grid_now(pool, facts, patches),
+            checkpoint=plan.family.checkpoint(container, block_in(child)),
+        )
+        x = _call(child, turn, x, args, kwargs)
+        sizes, source = turn.sizes, turn.source
+        if pools and container.trace is not None:
+            assert source is not None
+            steps.append((layer, source, sizes))
+        if turn.restores:
+            sizes = source = None
+    if container.trace is not None:
+        # At the end, since checkpointing stops a forward that it recomputes before its end.
+        container.trace.hold(steps)
+    return (x,) if plan.returns_tuples else x
+
+
+def _call(child: nn.Module, turn: Turn, x: Tensor, args: Any, kwargs: Any) -> Tensor:
+    """The tokens of a block that takes its turn when it is called."""
+    if not torch.compiler.is_compiling() and "forward" in child.__dict__:
+        _check_own_forward(child)
+    x = tokens_of(child(x, *args, tpkernels_turn=turn, **kwargs))
+    if not turn.taken:
+        raise RuntimeError(
+            f"{type(child).__name__}: a block of a patched model must run its class' own forward when it is called, "
+            "got a call that passes it by; tpkernels.unpatch the model, or let what replaced the forward call it"
+        )
+    return x
+
+
+def refuse_jit() -> None:
+    """Raises RuntimeError while torch.jit traces: it would make constants of every number of tokens."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError(
+            "torch.jit.trace must not be called on a model that is patched with tpkernels.patch, nor by exporters, as "
+            "torch.onnx.export(dynamo=False) does: use torch.export.export or torch.onnx.export(dynamo=True)"
+        )
+
+
+def _plan_now(container: Any) -> tuple[Plan, Facts]:
+    """The plan, with the prefix tokens that the model has now, and what else it says."""
+    plan: Plan = container.plan
+    facts = plan.family.facts(container.tower.model)
+    if not plan.told_prefix and facts.num_prefix_tokens != plan.num_prefix_tokens:
+        plan = container.plan = plan.with_prefix(facts.num_prefix_tokens)
+    return plan, facts
+
+
+def _check_count(plan: Plan, facts: Facts, x: Tensor) -> None:
+    most = facts.most_patches
+    if most is not None and x.shape[1] > plan.num_prefix_tokens + most:
+        raise RuntimeError(
+            f"num_prefix_tokens: a patched model's blocks must get at most {most} patches and the "
+            f"{plan.num_prefix_tokens} tokens before them that the model tells of, got {x.shape[1]} tokens: where it "
+            "adds tokens of its own, such as prompts, give their number in all to tpkernels.patch"
+        )
+
+
+def _grid_now(pool: TokenPool, facts: Facts, patches: int) -> tuple[int, int] | None:
+    """The patch grid, for the block that pools it first: later ones have tokens in raster order, but no grid."""
+    grid = facts.grid_size
+    # Other methods leave a number of patches that a compiler keeps open as it is; None is the square, at any size.
+    if pool.method != "grid" or grid is None or grid[0] * grid[1] != patches:
+        return None
+    return grid
+
+
+def _without_masks(
+    container: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments without masks that drop nothing.
+
+    Raises:
+        ValueError: tensors that a block's attention would read; what only passes through may pass.
+    """
+    given = list(args)
+    for place, name, value in list(_tensors(args, kwargs)):
+        block = block_in(next(container.children()))
+        if place is not None:
+            taken = list(inspect.signature(type(block).forward).parameters)[1:]
+            name = taken[place + 1] if place + 1 < len(taken) else f"argument {place + 1} of a block"
+        elif name not in _READ and name not in _taken_by(frozenset(type(part) for part in block.modules())):
+            continue
+        if name == "attention_mask" and torch.compiler.is_compiling():
+            # Made by transformers for its exporters; one that was given has been refused in the model's call.
+            if place is None:
+                kwargs = {**kwargs, name: None}
+            else:
+                given[place] = None
+            continue
+        kind = type(value).__name__
+        raise ValueError(
+            f"{name} must be None in a patched model: masks, positions and the like do not follow pooled tokens, "
+            f"got {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        )
+    if kwargs.get("is_causal"):
+        raise ValueError(f"is_causal must be False in a patched model, got {kwargs['is_causal']!r}")
+    return tuple(given), kwargs
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[int | None, str, Any]]:
+    """The tensors among a call's arguments: their places, None for those with names; their names; themselves."""
+    named = [(None, name, value) for name, value in kwargs.items()]
+    for place, name, value in (*((place, "", value) for place, value in enumerate(args)), *named):
+        if isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and any(map(torch.is_tensor, value))):
+            yield place, name, value
+
+
+@cache
+def _taken_by(kinds: frozenset[Any]) -> set[str]:
+    """The arguments that the forwards of classes name."""
+    return {name for kind in kinds for name in inspect.signature(kind.forward).parameters}
+
+
+def _check_own_forward(child: nn.Module) -> None:
+    """Raises RuntimeError where a forward that was set on the instance does not pass on what a turn needs."""
+    kinds = inspect.signature(child.__dict__["forward"], follow_wrapped=False).parameters.values()
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in kinds):
+        raise RuntimeError(
+            f"{type(child).__name__}: a forward that is set on a block of a patched model must take keyword arguments "
+            "(**kwargs) and pass them on to the one that it replaces, got one that does not"
+        )
