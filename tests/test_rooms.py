@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "tools/compile_gate": set(),
     "tools/races": set(),
     "tools/mutants": {"benchmarks"},
+    "tools/oracle": {"tools"},
     "benchmarks": {"tools"},
     "benchmarks/clustering": {"benchmarks"},
     "benchmarks/tax": {"benchmarks", "examples/common", "examples/deit"},

@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 where a model is wrong, or where --check finds another document."""
     parser = argparse.ArgumentParser(prog="python -m tools.oracle", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; say whether the document is up to date")
-    parser.add_argument("--only", metavar="NAME", nargs="+", help="judge these classes or architectures, and write nothing")
+    parser.add_argument(
+        "--only", metavar="NAME", nargs="+", help="judge these classes or architectures, and write nothing"
+    )
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="the document")
     options = parser.parse_args(argv)
     # The models are small: threads would wait for each other longer than they compute.
@@ -39,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for one in judge_all(models):
         judged.append(one)
         if options.only or one.verdict.state == WRONG:
-            print(f"{one.candidate.library} {one.names[0]}: {one.verdict.state} {one.verdict.reason}".rstrip(), flush=True)
+            print(
+                f"{one.candidate.library} {one.names[0]}: {one.verdict.state} {one.verdict.reason}".rstrip(), flush=True
+            )
     states = Counter(one.verdict.state for one in judged)
     print(f"{dict(sorted(states.items()))} of {len(judged)} structures, {time.perf_counter() - started:.0f} s")
     failed = states[WRONG] > 0

@@ -16,36 +16,63 @@ from .program import Pooling
 def run_pooled(model: nn.Module, ask: Ask, tower: Tower, keep: float, layers: Collection[int]) -> Any:
     """`ask(model, 0)` with the blocks in `layers` pooling their patch tokens to a share between attention and MLP.
 
-    Attention is proportional: log sizes are added to its logits. After the last block each token is copied to all
-    places that it stands for, which changes nothing for a head that reads prefix tokens alone.
+    Attention is proportional: log sizes are added to its logits. Blocks hand pooled tokens to each other; whatever else
+    reads a block's result gets each token copied to all places that it stands for. That changes nothing for a head that
+    reads prefix tokens alone.
+
+    Raises:
+        RuntimeError: the model changes tokens between blocks.
     """
     order = {call.block: layer for layer, call in enumerate(tower.calls)}
-    prefix = tower.prefix
-    sizes: Tensor | None = None
-    source: Tensor | None = None
-
-    def pool(x: Tensor) -> Tensor:
-        nonlocal sizes, source
-        size = torch.ones(x.shape[:2], dtype=torch.float64) if sizes is None else sizes
-        means, totals, label = pool_patches(x[:, prefix:], size[:, prefix:], kept(keep, x.shape[1] - prefix))
-        sizes = torch.cat([size[:, :prefix], totals.double()], 1)
-        source = label if source is None else label.gather(1, source)
-        return torch.cat([x[:, :prefix], means], 1)
+    state = _State(tower.prefix)
 
     def make(module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
         layer = order[module]
-        pools = layer in layers and keep < 1
+        place = tower.calls[layer].place if layer in layers and keep < 1 else None
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            with Pooling(sizes, tower.calls[layer].place if pools else None, pool):
+            if layer == 0:
+                state.begin()
+            elif state.source is not None:
+                if not torch.equal(tokens_of(args, kwargs), state.whole):
+                    raise RuntimeError("tokens change between blocks")
+                args, kwargs = with_tokens((args, kwargs), state.tokens)
+            with Pooling(state.sizes, place, lambda x: state.pool(x, keep)):
                 out = own(*args, **kwargs)
-            if layer < len(order) - 1 or source is None:
-                return out
-            x = tokens_of(out)
-            whole = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, source[..., None].expand(-1, -1, x.shape[2]))], 1)
-            return with_tokens(out, whole)
+            return out if state.source is None else with_tokens(out, state.copied(tokens_of(out)))
 
         return forward
 
     with replaced(order, make):
         return ask(model, 0)
+
+
+class _State:
+    """Tokens on their way through the blocks: pooled and as many as there were, their sizes, and where each went."""
+
+    def __init__(self, prefix: int) -> None:
+        self.prefix = prefix
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets an earlier forward."""
+        self.tokens: Tensor | None = None
+        self.whole: Tensor | None = None
+        self.sizes: Tensor | None = None
+        self.source: Tensor | None = None
+
+    def pool(self, x: Tensor, keep: float) -> Tensor:
+        """Pools the patch tokens of x [B, N, D]."""
+        p = self.prefix
+        sizes = torch.ones(x.shape[:2], dtype=torch.float64) if self.sizes is None else self.sizes
+        means, totals, label = pool_patches(x[:, p:], sizes[:, p:], kept(keep, x.shape[1] - p))
+        self.sizes = torch.cat([sizes[:, :p], totals.double()], 1)
+        self.source = label if self.source is None else label.gather(1, self.source)
+        return torch.cat([x[:, :p], means], 1)
+
+    def copied(self, x: Tensor) -> Tensor:
+        """Copies pooled tokens to all places that they stand for."""
+        p = self.prefix
+        self.tokens = x
+        self.whole = torch.cat([x[:, :p], x[:, p:].gather(1, self.source[..., None].expand(-1, -1, x.shape[2]))], 1)
+        return self.whole

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .candidate import Candidate
-from .verdict import REFUSED, RIGHT, UNBUILT, WRONG, Verdict
+from .verdict import DOES_NOT_RUN, REFUSED, RIGHT, UNBUILT, WRONG, Verdict
 
 INTRODUCTION = """\
 # Models that `patch` takes
@@ -79,7 +79,8 @@ def table(judged: Sequence[Judged]) -> str:
     """A row for each group of models with the same verdict; long lists of names are folded."""
     rows: dict[tuple[str, str, int | None], list[str]] = {}
     for one in sorted(judged, key=lambda one: (one.candidate.group.lower(), one.verdict.state != RIGHT)):
-        said = WORDS[one.verdict.state] + (f": {plain(one.verdict.reason)}" if one.verdict.reason else "")
+        why = unbuilt(one.verdict.reason) if one.verdict.state == UNBUILT else plain(one.verdict.reason)
+        said = WORDS[one.verdict.state] + (f": {why}" if why else "")
         rows.setdefault((one.candidate.group, said, one.verdict.prefix), []).extend(one.names)
     lines = ["| model | verdict | prefix tokens | names |", "|---|---|---|---|"]
     for (group, said, prefix), names in rows.items():
@@ -95,11 +96,21 @@ def folded(names: Sequence[str]) -> str:
 
 def plain(reason: str) -> str:
     """A reason's own clause, as a cell of a table."""
-    if reason.startswith("model_or_shape must be"):
+    if "model_or_shape must be" in reason:
         reason = reason.rsplit(" (", 1)[-1].rstrip(")")
-    reason = re.sub(r"^(when called: )?its ", r"\1its ", reason.split(" (", 1)[0] if "(`" not in reason else reason)
     reason = re.split(r", (?:which|that|got|and what|so that)\b|: masks, |: pooled ", reason)[0]
+    reason = re.sub(r" \((?!`)[^`]*$", "", reason)
     return reason.replace("|", "\\|").replace("\n", " ")
+
+
+def unbuilt(reason: str) -> str:
+    """Why a model was not made or run, without the library's own words."""
+    package = re.search(r"requires the (\S+) library", reason)
+    if package is not None:
+        return f"needs the package {package[1]}"
+    if reason.startswith(DOES_NOT_RUN):
+        return "needs more inputs, or other sizes, than are tried"
+    return plain(reason) if reason and ":" not in reason else "the defaults of its configuration make no model"
 
 
 def pooled_in(text: str) -> set[str]:

@@ -113,6 +113,8 @@ def shrunk(config: Any) -> Any:
                 setattr(part, field, type(whole)([value] * len(whole)) if isinstance(whole, (list, tuple)) else value)
         if hasattr(part, "tubelet_size") and not isinstance(part.tubelet_size, int):
             part.tubelet_size = [2, PATCH, PATCH]
+        if hasattr(part, "num_mel_bins") and hasattr(part, "max_length"):
+            part.num_mel_bins, part.max_length = SIDE, 3 * SIDE
         # Read with a default beyond these vocabularies.
         part.yes_token_index, part.no_token_index = 3, 4
     return config
@@ -166,7 +168,9 @@ def inputs_of(model: Any, seed: int) -> dict[str, Any]:
         shape = (PATCHES, 3 * PATCH**2)
     elif name.startswith(("VideoMAE", "Vivit")):
         shape = (FRAMES, *shape)
-    elif name.startswith(("Idefics", "SmolVLM", "ModernVBert", "UltraVBert")) and "input_ids" in taken:
+    elif (
+        name.startswith(("Idefics", "SmolVLM", "ModernVBert", "ColModernVBert", "UltraVBert")) and "input_ids" in taken
+    ):
         shape = (1, *shape)
     if name == "VideoMAEForPreTraining":
         inputs["bool_masked_pos"] = (torch.arange(FRAMES // 2 * PATCHES) % 2 == 0).expand(2, -1)

@@ -101,9 +101,7 @@ def numbers(out: Any) -> list[Tensor]:
 
 def agree(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
     """Whether two models returned the same."""
-    return len(found) == len(expected) and all(
-        close(x, y, tolerance) for x, y in zip(found, expected, strict=True)
-    )
+    return len(found) == len(expected) and all(close(x, y, tolerance) for x, y in zip(found, expected, strict=True))
 
 
 def said(error: Exception) -> str:
