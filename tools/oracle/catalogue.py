@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -41,7 +42,8 @@ def versions(packages: dict[str, ModuleType]) -> str:
 
 def candidates(packages: dict[str, ModuleType]) -> list[Candidate]:
     """Every model of the libraries."""
-    return [one for name, package in packages.items() for one in MODELS[name](package)]
+    with quiet():
+        return [one for name, package in packages.items() for one in MODELS[name](package)]
 
 
 def others(packages: dict[str, ModuleType]) -> dict[str, int]:
@@ -59,6 +61,12 @@ def judge_all(models: list[Candidate]) -> Iterator[Judged]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the libraries' warnings about small or unusual configurations."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

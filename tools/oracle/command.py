@@ -24,9 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 where a model is wrong, or where --check finds another document."""
     parser = argparse.ArgumentParser(prog="python -m tools.oracle", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; say whether the document is up to date")
-    parser.add_argument(
-        "--only", metavar="NAME", nargs="+", help="judge these classes or architectures, and write nothing"
-    )
+    parser.add_argument("--only", metavar="NAME", nargs="+", help="judge these alone, and write nothing")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="the document")
     options = parser.parse_args(argv)
     # The models are small: threads would wait for each other longer than they compute.

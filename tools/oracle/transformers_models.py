@@ -41,6 +41,8 @@ SIZES = {
     "num_frames": FRAMES,
     "resampler_n_heads": 3,
 }
+# By the start of a model's name: a text has several images.
+SEVERAL_IMAGES = ("Idefics", "SmolVLM", "ModernVBert", "ColModernVBert", "UltraVBert")
 # What configurations of models for images have one of, themselves or in their parts.
 OF_IMAGES = ("vision_config", "backbone_config", "image_size", "patch_size", "tubelet_size")
 
@@ -168,9 +170,7 @@ def inputs_of(model: Any, seed: int) -> dict[str, Any]:
         shape = (PATCHES, 3 * PATCH**2)
     elif name.startswith(("VideoMAE", "Vivit")):
         shape = (FRAMES, *shape)
-    elif (
-        name.startswith(("Idefics", "SmolVLM", "ModernVBert", "ColModernVBert", "UltraVBert")) and "input_ids" in taken
-    ):
+    elif name.startswith(SEVERAL_IMAGES) and "input_ids" in taken:
         shape = (1, *shape)
     if name == "VideoMAEForPreTraining":
         inputs["bool_masked_pos"] = (torch.arange(FRAMES // 2 * PATCHES) % 2 == 0).expand(2, -1)
