@@ -22,7 +22,7 @@ def on_device(x: Tensor) -> AbstractContextManager:
 def unfused(x: Tensor) -> dict[str, bool]:
     """Options of kernels whose lanes add up products between them and hand each other the sums."""
     # fma(x, y, round(z w)) is not fma(z, w, round(x y)): lanes that hold copies of one sum differ in its last bit, and
-    # store it to one place of shared memory (racecheck: 187 of 700 sums of `cluster_mean_backward_kernel`).
+    # store it to one place of shared memory (racecheck: 187 hazards in 700 sums of `cluster_mean_backward_kernel`).
     return {"enable_fp_fusion": False} if x.is_cuda else {}
 
 
