@@ -24,8 +24,8 @@ NONE = (
 NOTE = (
     "Medians; a graph is a replayed CUDA graph, in which launching costs nothing. The yardstick is the\n"
     "[floor](docs/benchmarks.md#what-is-measured), the longer of one matrix product and of memory traffic; the torch\n"
-    "backend launches thousands of small kernels. Pooling tax: time over that of the same model whose tokens are cut to\n"
-    "the same counts by slicing, less 1. [All rows](docs/benchmarks.md#results)."
+    "backend launches thousands of small kernels. Pooling tax: time over that of the same model whose tokens are cut\n"
+    "to the same counts by slicing, less 1. [All rows](docs/benchmarks.md#results)."
 )
 # The speed table's main shape, and the model of the second table.
 SHAPE, ITERATIONS, GROUPS = (256, 196, 384, 98), 5, ("kernels", "sweep")

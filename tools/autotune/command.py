@@ -168,10 +168,11 @@ def keep(outcome: Outcome, device: torch.device, gain: float) -> str:
 
 
 def _tell(attempt: Attempt) -> None:
-    """Prints an attempt once it has run, so that a run that is cut short has told what it tried."""
-    found = attempt.why_not or f"first call {attempt.cold_s or 0:.1f} s"
-    time_ms = "" if attempt.ms is None else f", at first {attempt.ms:.4f} ms"
-    print(f"  tried {_words(attempt.config)}: {found}{time_ms}", flush=True)
+    """Prints an attempt once it has run, so that a run that is cut short has told what it tried; the table says why
+    one was left out."""
+    found = f"first call {attempt.cold_s or 0:.1f} s" if attempt.why_not is None else "left out"
+    first = "" if attempt.ms is None else f", then {attempt.ms:.4f} ms"
+    print(f"  tried {_words(attempt.config)}: {found}{first}", flush=True)
 
 
 def _words(config: ResidentConfig) -> str:
