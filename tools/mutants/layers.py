@@ -140,7 +140,7 @@ LAYERS = (
     ),
     Mutant(
         "patch-guard",
-        "weaker check",
+        "missing guard",
         f"{INTEGRATIONS}/block.py",
         'if getattr(self, "tpkernels_patched", False):',
         "if False:",
@@ -158,7 +158,7 @@ LAYERS = (
     ),
     Mutant(
         "patch-restored",
-        "off by one",
+        "wrong layer",
         f"{INTEGRATIONS}/transformers.py",
         "block = place - 1 if place >= 0 else depth + place",
         "block = place if place >= 0 else depth + place - 1",
@@ -167,7 +167,7 @@ LAYERS = (
     ),
     Mutant(
         "patch-prefix",
-        "dropped condition",
+        "ignored argument",
         f"{INTEGRATIONS}/run.py",
         "if not plan.told_prefix and facts.num_prefix_tokens != plan.num_prefix_tokens:",
         "if facts.num_prefix_tokens != plan.num_prefix_tokens:",
@@ -176,7 +176,7 @@ LAYERS = (
     ),
     Mutant(
         "patch-trial",
-        "weaker check",
+        "missing guard",
         f"{INTEGRATIONS}/probe.py",
         "        if most == 0:\n",
         "        if most < 0:\n",
