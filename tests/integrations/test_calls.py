@@ -81,6 +81,28 @@ def test_a_forward_that_loops_over_the_blocks_raises(timm: Any) -> None:
     assert torch.equal(unpatch(model)(images), expected)
 
 
+@pytest.mark.parametrize("made", FAMILIES, indirect=True)
+def test_a_forward_that_takes_the_blocks_parts_raises(made: Any) -> None:
+    model = made()
+    plain = ask(model)
+    caller = next(part for part in model.modules() if any(child is blocks_of(model) for child in part.children()))
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        x = torch.ones(1, 65, 24)
+        for block in blocks_of(model).children():
+            norm, mlp = next(part for part in block.children() if isinstance(part, nn.LayerNorm)), block.mlp
+            x = x + mlp(norm(x))
+        return x
+
+    patch(model, 0.5)
+    caller.forward = forward
+    with pytest.raises(RuntimeError, match="must run all of its blocks by one call, got one that took their parts"):
+        caller(torch.randn(1, 3, 32, 32))
+    del caller.forward
+    assert mlp_tokens(model, lambda: ask(model)) == [prefix(model) + n for n in COUNTS]
+    assert torch.equal(ask(unpatch(model)), plain)
+
+
 def test_what_takes_a_model_apart_raises(timm: Any) -> None:
     model = patch(make_timm(timm), 0.5)
     with pytest.raises(RuntimeError, match="must be run by the model's own call of all its blocks"):
@@ -106,11 +128,11 @@ def test_a_list_gives_its_layers_and_pools_in_the_models_own_forward(made: Any) 
             parameter.requires_grad_(place > 1)
     counts = [prefix(model) + n for n in COUNTS]
     assert mlp_tokens(model, lambda: ask(model)) == counts
-    assert list(blocks) == layers and not blocks.running
+    assert list(blocks) == layers and not blocks.waiting
     # Also where the forward fails.
     with pytest.raises((RuntimeError, ValueError)):
         ask(model, torch.randn(1, 5, 32, 32))
-    assert list(blocks) == layers and not blocks.running
+    assert list(blocks) == layers and not blocks.waiting
 
 
 @pytest.mark.parametrize("made", FAMILIES[2:3], indirect=True)
@@ -129,10 +151,11 @@ def test_threads_do_not_see_each_others_runs(made: Any) -> None:
 
     thread = threading.Thread(target=other)
     thread.start()
-    hook = blocks[0].register_forward_pre_hook(lambda *_: watch() or thread.join())
+    # While this thread's call waits for the blocks.
+    embeddings = next(part for name, part in model.named_modules() if name.endswith("embeddings"))
+    hook = embeddings.register_forward_pre_hook(lambda *_: watch() or thread.join())
     assert torch.equal(ask(model), expected)
     hook.remove()
-    # In its own run a list is one call of all blocks, elsewhere four layers.
     assert seen == [1, 4]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .block import block_in, original_class, pooled_class
-from .containers import CONTAINERS, ORIGINALS, PooledList, Tower, begin_run, end_run
+from .containers import CONTAINERS, ORIGINALS, Tower, begin_call, end_call
 from .plan import Family, Plan
 
 
@@ -16,17 +16,16 @@ def install(tower: nn.Module, container: nn.Module, plan: Plan, guarded: list[nn
     """Makes the blocks of an unpatched container run by the plan."""
     family, pooled = plan.family, _as(container, CONTAINERS[type(container)])
     pooled.plan, pooled.tower, pooled.trace, pooled.checkpointing = plan, Tower(tower), None, False
+    pooled.waiting = set()
     for child in container.children():
         block: Any = block_in(child)
         # A block that stands at two places is one.
         if not getattr(block, "tpkernels_patched", False):
             _as(block, pooled_class(type(block)))
             block.tpkernels_patched = True
-    caller = family.caller(tower)
-    if caller is not None:
-        pooled.running = set()
-        caller.register_forward_pre_hook(begin_run)
-        caller.register_forward_hook(end_run, always_call=True)
+    caller = next(part for part in tower.modules() if any(child is container for child in part.children()))
+    caller.register_forward_pre_hook(begin_call)
+    caller.register_forward_hook(end_call, always_call=True)
     family.take_over(tower)
     for module in guarded:
         module.register_forward_pre_hook(family.check_call, with_kwargs=True)
@@ -45,9 +44,7 @@ def uninstall(model: nn.Module, container: Any) -> None:
             # What has been made of the class since, such as FSDP's, stays, and runs the block's own forward.
             if type(block) is pooled_class(original_class(block)):
                 _as(block, original_class(block))
-    del container.plan, container.tower, container.trace, container.checkpointing
-    if isinstance(container, PooledList):
-        del container.running
+    del container.plan, container.tower, container.trace, container.checkpointing, container.waiting
     _as(container, ORIGINALS[type(container)])
 
 
@@ -72,10 +69,10 @@ def _is_bound(method: Any, module: nn.Module) -> bool:
 
 def _remove_hooks(module: nn.Module) -> None:
     pre, after = module._forward_pre_hooks, module._forward_hooks
-    for key in [key for key, hook in pre.items() if hook is begin_run or _guards(hook)]:
+    for key in [key for key, hook in pre.items() if hook is begin_call or _guards(hook)]:
         del pre[key]
         module._forward_pre_hooks_with_kwargs.pop(key, None)
-    for key in [key for key, hook in after.items() if hook is end_run]:
+    for key in [key for key, hook in after.items() if hook is end_call]:
         del after[key]
         module._forward_hooks_always_called.pop(key, None)
 

@@ -100,10 +100,6 @@ class Transformers(Family):
             return block
         return None
 
-    def caller(self, tower: nn.Module) -> nn.Module | None:
-        layers = tower_layers(tower)
-        return next(module for module in tower.modules() if any(part is layers for part in module._modules.values()))
-
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         core, project = _projections(block)
         heads = _first(core, "num_attention_heads", "num_heads")
