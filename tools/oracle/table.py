@@ -98,6 +98,11 @@ def plain(reason: str) -> str:
     """A reason's own clause, as a cell of a table."""
     if "model_or_shape must be" in reason:
         reason = reason.rsplit(" (", 1)[-1].rstrip(")")
+    # Where in a model a tower is, and what it could be called with, the message says.
+    reason = re.sub(r"^its [\w.]+ is an? \w+: ", "", reason)
+    reason = re.sub(r"(holds several towers), .*", r"\1, of which `tower` has to name one", reason)
+    reason = re.sub(r" of `embeddings`, with .*", "", reason)
+    reason = re.sub(r"(`[^`]*`) \([^()]*\)\)", r"\1)", reason)
     reason = re.split(r", (?:which|that|got|and what|so that)\b|: masks, |: pooled ", reason)[0]
     reason = re.sub(r" \((?!`)[^`]*$", "", reason)
     return reason.replace("|", "\\|").replace("\n", " ")
