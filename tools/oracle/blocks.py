@@ -17,11 +17,10 @@ Ask = Callable[[nn.Module, int], Any]
 
 
 class Call(NamedTuple):
-    """A call of a block: its tokens [B, N, D], and the operation where they can be pooled."""
+    """A call of a block: its tokens [B, N, D], and whether it gives patch tokens the same results in any order."""
 
     block: nn.Module
     tokens: Tensor
-    place: int
     moves: bool
 
 
@@ -113,15 +112,11 @@ def record(model: nn.Module, blocks: list[nn.Module], prefix: int, ask: Ask) -> 
             tokens = tokens_of(args, kwargs)
             if tokens is None:
                 raise NoPlace("no tokens in rows")
-            tokens = tokens.clone()
-            args, kwargs = with_tokens((args, kwargs), tokens)
-            with Recorder(tokens) as recorder:
-                out = own(*args, **kwargs)
+            _, out = place_of(own, args, kwargs)
             after = tokens_of(out)
             if after is None or after.shape != tokens.shape:
                 raise NoPlace("blocks that return other tokens")
-            place = place_to_pool(recorder.operations, tuple(tokens.shape))
-            calls.append(Call(module, tokens, place, moves(own, args, kwargs, after, prefix)))
+            calls.append(Call(module, tokens, moves(own, args, kwargs, after, prefix)))
             return out
 
         return forward
@@ -131,6 +126,21 @@ def record(model: nn.Module, blocks: list[nn.Module], prefix: int, ask: Ask) -> 
     if [call.block for call in calls] != blocks:
         raise NoPlace("blocks that do not run one after another")
     return calls
+
+
+def place_of(own: Callable[..., Any], args: Any, kwargs: Any) -> tuple[int, Any]:
+    """The operation of a block where its tokens can be pooled, and what the block returns.
+
+    Raises:
+        NoPlace: there is none.
+    """
+    # A copy, since a block may change its tokens in place.
+    tokens = tokens_of(args, kwargs).clone()
+    args, kwargs = with_tokens((args, kwargs), tokens)
+    shape = tuple(tokens.shape)
+    with Recorder(tokens) as recorder:
+        out = own(*args, **kwargs)
+    return place_to_pool(recorder.operations, shape), out
 
 
 def moves(own: Callable[..., Any], args: Any, kwargs: Any, after: Tensor, prefix: int) -> bool:

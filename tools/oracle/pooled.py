@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import Ask, Tower, replaced, tokens_of, with_tokens
+from .blocks import Ask, Tower, place_of, replaced, tokens_of, with_tokens
 from .clusters import kept, pool_patches
 from .program import Pooling
 
@@ -28,7 +28,7 @@ def run_pooled(model: nn.Module, ask: Ask, tower: Tower, keep: float, layers: Co
 
     def make(module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
         layer = order[module]
-        place = tower.calls[layer].place if layer in layers and keep < 1 else None
+        pools = layer in layers and keep < 1
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if layer == 0:
@@ -37,6 +37,8 @@ def run_pooled(model: nn.Module, ask: Ask, tower: Tower, keep: float, layers: Co
                 if not torch.equal(tokens_of(args, kwargs), state.whole):
                     raise RuntimeError("tokens change between blocks")
                 args, kwargs = with_tokens((args, kwargs), state.tokens)
+            # Found anew: other numbers of tokens can take other operations.
+            place = place_of(own, args, kwargs)[0] if pools else None
             with Pooling(state.sizes, place, lambda x: state.pool(x, keep)):
                 out = own(*args, **kwargs)
             return out if state.source is None else with_tokens(out, state.copied(tokens_of(out)))
