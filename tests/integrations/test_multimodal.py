@@ -145,7 +145,7 @@ def test_llava_reading_other_layers_is_refused(transformers: Any) -> None:
 
 def test_llava_asked_for_another_layer(transformers: Any) -> None:
     model = make_llava(transformers, -2)
-    if not any("select_hidden_states" in str(part) for part in vars(transformers.utils.output_capturing)):
+    if not hasattr(getattr(transformers.utils, "output_capturing", None), "select_hidden_states"):
         pytest.skip("this release collects all layers for one")
     patch(model, 0.5)
     with pytest.raises(ValueError, match="output_hidden_states must be False for a patched model"):

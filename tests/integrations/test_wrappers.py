@@ -104,10 +104,26 @@ def test_one_of_several_towers_is_named(timm: Any) -> None:
         model.teacher(images)
     assert seen.layers == [0, 1, 2] and summary(model, tower="student").schedule == (64, 16, 16, 16)
     unpatch(model, tower="teacher")
+    # The other tower keeps its hooks.
+    model.student.grad_checkpointing = True
+    with pytest.raises(ValueError, match="grad_checkpointing must be set by"):
+        model.student(images)
+    model.student.grad_checkpointing = False
     assert schedule_of(model) == [64, 16, 16, 16] and torch.equal(model.teacher(images), plain[1])
     patch(model, 0.5, tower="teacher")
     unpatch(model)
     assert facts(model) == before and torch.equal(model.student(images), plain[0])
+
+
+def test_a_tower_given_back_by_itself_is_free(transformers: Any) -> None:
+    model, ask = make_transformers(transformers, "CLIPModel")
+    states = ask(model, output_hidden_states=True)
+    patch(model, 0.5)
+    with pytest.raises(ValueError, match="output_hidden_states must be False"):
+        ask(model, output_hidden_states=True)
+    unpatch(model.vision_model)
+    assert torch.equal(ask(model, output_hidden_states=True), states)
+    unpatch(model)
 
 
 @pytest.mark.parametrize("graph", ["traced", "exported", "symbolic"])

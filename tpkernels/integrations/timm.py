@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..schedule.shapes import timm_prefix
+from ..schedule.shapes import block_in, timm_prefix
 from .attend import attend_heads, optional, probability_dropped
-from .block import block_in
 from .containers import PooledSequential
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
