@@ -104,6 +104,7 @@ def plain(reason: str) -> str:
     reason = re.sub(r" of `embeddings`, with .*", "", reason)
     reason = re.sub(r"(`[^`]*`) \([^()]*\)\)", r"\1)", reason)
     reason = re.split(r", (?:which|that|got|and what|so that)\b|: masks, |: pooled ", reason)[0]
+    reason = re.sub(r" \((?!`)[^`()]*\)", "", reason)
     reason = re.sub(r" \((?!`)[^`]*$", "", reason)
     return reason.replace("|", "\\|").replace("\n", " ")
 
