@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -48,6 +49,12 @@ def last_read(tower: nn.Module, model: nn.Module) -> int | None:
 
 def check_outputs(module: Any) -> None:
     """Raises Unsupported where a model's own forward collects the tokens of several blocks."""
+    asked = inspect.signature(type(module).forward).parameters.get("output_hidden_states")
+    if asked is not None and asked.default is True:
+        raise Unsupported(
+            f"its {type(module).__name__} collects the tokens of all blocks by default (`output_hidden_states`), which "
+            "would be of different numbers"
+        )
     for holder, names in ((module, _READS_BETWEEN), (module.config, _CONFIG_READS_BETWEEN)):
         for name in names:
             if getattr(holder, name, None) is not None:
