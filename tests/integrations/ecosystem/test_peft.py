@@ -43,8 +43,9 @@ def adapted(peft: Any, case: Case, kind: str, order: str) -> Any:
 
 def answers(peft: Any, case: Case, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits with adapters, unpooled and pooled: that of a plain model into which they were merged."""
+    model = case.make()
     torch.manual_seed(3)
-    model = peft.get_peft_model(case.make(), adapters(peft, case, kind)).eval()
+    model = peft.get_peft_model(model, adapters(peft, case, kind)).eval()
     plain, merged = ask(model), model.merge_and_unload()
     assert (plain - case.plain).abs().max() > 1e-3
     return plain, ask(patch(merged, 0.5))
