@@ -16,7 +16,16 @@ from tests.support.models import make_inputs, make_timm, make_torchvision, make_
 from tpkernels import patch
 
 VIT, DEIT, CLIP = "ViTForImageClassification", "DeiTForImageClassification", "CLIPForImageClassification"
-FAMILIES = ("timm", "torchvision", VIT, CLIP)
+
+
+def slow(name: str) -> Any:
+    """A family whose cases are slow tests."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+LIBRARIES = ("timm", "torchvision", VIT)
+# CLIP's layers are those of transformers, too, but for the mask that they require.
+FAMILIES = (*LIBRARIES, slow(CLIP))
 NUM_PATCHES, COUNTS = 64, [32, 16, 8, 4]
 IMAGES = make_inputs("", 4)["pixel_values"]
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -82,7 +91,8 @@ def assert_plain(model: Any, case: Case, expected: Tensor | None = None, *, exac
 
 
 def package(name: str) -> ModuleType:
-    """A package; skips where it is not installed."""
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
+    """A package, or a module of one; skips where it is not installed."""
+    root = name.split(".")[0]
+    if importlib.util.find_spec(root) is None:
+        pytest.skip(f"{root} is not installed")
     return importlib.import_module(name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.ecosystem import FAMILIES, LABELS, Case, assert_plain, assert_pools, logits
+from tests.support.ecosystem import FAMILIES, LABELS, LIBRARIES, Case, assert_plain, assert_pools, logits
 from tpkernels import patch, unpatch
 
 # What is done one after another with a dispatched model: patch, dispatch, unpatch, remove the hooks.
@@ -90,7 +90,7 @@ def test_prepared(make_accelerator: Any, case: Case, order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("case", FAMILIES[:3], indirect=True)
+@pytest.mark.parametrize("case", LIBRARIES, indirect=True)
 def test_prepared_with_autocast(make_accelerator: Any, case: Case, order: str) -> None:
     model = case.make()
     accelerator = make_accelerator(mixed_precision="bf16")

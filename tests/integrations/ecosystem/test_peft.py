@@ -1,4 +1,4 @@
-"""Adapters of PEFT in a model that is patched before or after: both pool, only adapters train, merging keeps pooling."""
+"""Adapters of PEFT in a model that is patched before or after: it pools, only adapters train, merging is exact."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.support.ecosystem import CLIP, FAMILIES, VIT, Case, ask, assert_plain, assert_pools, logits
 from tpkernels import patch, schedule_of, summary, unpatch
@@ -101,8 +100,26 @@ def test_stored_and_loaded(peft: Any, tmp_path: Path, case: Case, order: str) ->
     assert_pools(patch(loaded, 0.5), case, expected=ask(patch(model, 0.5)))
 
 
+@pytest.mark.parametrize("case", ["torchvision"], indirect=True)
+def test_attention_that_is_replaced_is_refused(peft: Any, case: Case) -> None:
+    """Its class computes what pooling computes from its weights, and adapters within it would be passed by."""
+    options = peft.LoraConfig(r=2, target_modules=["self_attention"], init_lora_weights=False)
+    torch.manual_seed(3)
+    model = peft.get_peft_model(patch(case.make(), 0.5), options).eval()
+    with pytest.raises(RuntimeError, match=r"must be an nn\.MultiheadAttention, .* got .*lora.*MultiheadAttention"):
+        ask(model)
+    plain = ask(unpatch(model))
+    assert (plain - case.plain).abs().max() > 1e-3
+    with pytest.raises(TypeError, match=r"its self_attention is no nn\.MultiheadAttention"):
+        patch(model, 0.5)
+    merged = model.merge_and_unload()
+    assert_plain(merged, case, expected=plain, exact=False)
+    patch(merged, 0.5)
+    assert_pools(merged, case, expected=ask(merged))
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("case", [VIT, CLIP], indirect=True)
+@pytest.mark.parametrize("case", FAMILIES[2:], indirect=True)
 def test_adapters_by_transformers_own_methods(peft: Any, case: Case, order: str) -> None:
     model: Any = case.make()
     if order == "after":

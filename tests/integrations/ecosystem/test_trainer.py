@@ -10,8 +10,19 @@ import torch
 from torch import nn
 
 from tests.support.ecosystem import (
-    CLIP, COUNTS, DEIT, IMAGES, LABELS, VIT, Case, ask, assert_plain, assert_pools, logits,
-)  # fmt: skip
+    CLIP,
+    COUNTS,
+    DEIT,
+    IMAGES,
+    LABELS,
+    VIT,
+    Case,
+    ask,
+    assert_plain,
+    assert_pools,
+    logits,
+    slow,
+)
 from tests.support.models import watch_mlps
 from tpkernels import patch, unpatch
 
@@ -78,7 +89,7 @@ def pooled_tokens(case: Case) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("case", [VIT, DEIT, CLIP], indirect=True)
+@pytest.mark.parametrize("case", [VIT, slow(DEIT), CLIP], indirect=True)
 def test_trains_evaluates_and_predicts(transformers: Any, tmp_path: Path, case: Case, checkpointing: bool) -> None:
     model, twin = patch(case.make(), 0.5), patch(case.make(), 0.5)
     trainer = trainer_of(transformers, model, tmp_path, gradient_checkpointing=checkpointing)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from tests.support.ecosystem import COUNTS, FAMILIES, Case, ask, assert_plain, assert_pools, package
+from tests.support.ecosystem import COUNTS, FAMILIES, LIBRARIES, Case, ask, assert_plain, assert_pools, package
 from tpkernels import patch, schedule_of, summary, unpatch
 
 
@@ -87,7 +87,7 @@ class Widened(nn.Module):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("case", FAMILIES[:3], indirect=True)
+@pytest.mark.parametrize("case", LIBRARIES, indirect=True)
 def test_pruned_layers_train(case: Case, order: str) -> None:
     change, model = CHANGES["pruned"], case.make()
     model = patch(change(model), 0.5) if order == "before" else change(patch(model, 0.5))

@@ -11,14 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tests.support.ecosystem import FAMILIES, IMAGES, LABELS, Case, ask, assert_plain, assert_pools, logits
+from tests.support.ecosystem import (
+    CLIP,
+    FAMILIES,
+    IMAGES,
+    LABELS,
+    VIT,
+    Case,
+    ask,
+    assert_plain,
+    assert_pools,
+    logits,
+    slow,
+)
 from tests.support.models import watch_mlps
 from tpkernels import patch, schedule_of, unpatch
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("case", FAMILIES, indirect=True)
-def test_lightning(lightning: Any, tmp_path: Path, case: Case, checkpointed: bool) -> None:
+def test_lightning(lightning: Any, tmp_path: Path, case: Case) -> None:
     class Lit(lightning.LightningModule):
         def __init__(self, net: nn.Module) -> None:
             super().__init__()
@@ -98,15 +109,8 @@ def test_averaged_weights(timm: Any, case: Case, kind: str) -> None:
     assert_pools(averaged, case, expected=pooled)
 
 
-@pytest.mark.parametrize(
-    ("case", "order"),
-    [
-        pytest.param(name, order, marks=[] if (name, order) == ("torchvision", "before") else [pytest.mark.slow])
-        for name in FAMILIES
-        for order in ("before", "after")
-    ],
-    indirect=["case"],
-)
+@pytest.mark.parametrize("order", ["before", pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["torchvision", *(slow(name) for name in ("timm", VIT, CLIP))], indirect=True)
 def test_compiled(case: Case, order: str) -> None:
     torch._dynamo.reset()
     graphs: list[Any] = []
