@@ -22,12 +22,15 @@ def ratio(value: float | None) -> str:
 
 def ms(value: float | None) -> str:
     """Milliseconds in three or four figures; a dash where there are none."""
-    return "-" if value is None else f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 100 else f"{value:,.0f}"
+    if value is None:
+        return "-"
+    digits = 4 if value < 1 else 3 if value < 10 else 2 if value < 100 else 0
+    return f"{value:,.{digits}f}"
 
 
 def us(ms: float | None) -> str:
-    """Milliseconds as microseconds; a dash where there are none."""
-    return "-" if ms is None else f"{1e3 * ms:,.1f}"
+    """Milliseconds as microseconds, in tenths below 1,000; a dash where there are none."""
+    return "-" if ms is None else f"{1e3 * ms:,.{1 if ms < 1 else 0}f}"
 
 
 def listed(facts: Mapping[str, str]) -> str:

@@ -30,12 +30,23 @@ def time_ms(record: Record) -> float:
     return float(record["graph_p50_ms"] or record["p50_ms"])
 
 
+def over(record: Record, base: Record) -> float:
+    """A row's time over another's: of captured graphs where both have one, else of calls."""
+    column = "graph_p50_ms" if record["graph_p50_ms"] and base["graph_p50_ms"] else "p50_ms"
+    return float(record[column]) / float(base[column])
+
+
 def facts(records: Iterable[Record], names: Mapping[str, str] = FACTS) -> dict[str, str]:
-    """The origin of the rows, by title; several values are joined, and columns that no row fills are left out."""
+    """The origin of the rows, by title; several values are joined, and columns that no row fills are left out.
+
+    Of the loads the least and the greatest are given.
+    """
     records = list(records)
     values = {title: {one[column] for one in records if one[column]} for column, title in names.items()}
     values["run"] = {one["run"][:10] for one in records}
     found = {title: ", ".join(sorted(some)) for title, some in values.items()}
+    if loads := sorted(float(one["load"]) for one in records if "load" in names and one["load"]):
+        found[names["load"]] = " to ".join(dict.fromkeys(f"{load:.1f}" for load in (loads[0], loads[-1])))
     return {title: value for title, value in found.items() if value}
 
 

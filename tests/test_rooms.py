@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "benchmarks/tax": {"benchmarks", "examples/common", "examples/deit"},
     "tools/autotune": {"benchmarks", "benchmarks/clustering"},
     "benchmarks/device": {"benchmarks", "benchmarks/clustering", "tools/compile_gate", "tools/autotune"},
-    "benchmarks/readme": {"benchmarks", "benchmarks/clustering", "benchmarks/tax"},
+    "benchmarks/readme": {"benchmarks", "benchmarks/clustering", "benchmarks/tax", "benchmarks/device"},
     "benchmarks/__main__": {
         *("benchmarks", "benchmarks/clustering", "benchmarks/tax", "benchmarks/device", "benchmarks/readme"),
         *("tools/compile_gate", "tools/autotune"),

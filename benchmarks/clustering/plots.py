@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import results
 from ..errors import Refusal
+from ..markdown import ratio
 from ..results import number, time_ms
 from . import measured
 from .measured import Measured
@@ -89,10 +90,10 @@ def bars(cases: Sequence[Measured]) -> Any:
     import matplotlib.pyplot as plt
 
     rows = math.ceil(len(cases) / COLUMNS)
-    most = max(len(case.ok()) for case in cases)
+    tallest = max(len(case.ok()) for case in cases)
     columns = min(COLUMNS, len(cases))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(5.2 * columns, 0.8 + (1.0 + 0.3 * most) * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(5.2 * columns, 0.8 + (1.0 + 0.3 * tallest) * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat[len(cases) :]:
         axis.axis("off")
@@ -104,10 +105,12 @@ def bars(cases: Sequence[Measured]) -> Any:
             color=[_colour(record["provider"]) for record in records],
         )  # fmt: skip
         axis.set_xscale("log")
-        axis.set_xlim(min(0.7, *(0.8 * value for value in values)), 6 * max(values))
+        least, most = min(0.7, *(0.8 * value for value in values)), max(values)
+        # Room for the longest bar's label, which takes a share of the panel.
+        axis.set_xlim(least, most * max(6, (most / least) ** 0.4))
         axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
         for place, (record, value) in enumerate(zip(records, values, strict=True)):
-            label = f" {value:.3g}x, L {float(record['objective_ratio']):.3f}"
+            label = f" {ratio(value)}x, L {float(record['objective_ratio']):.3f}"
             axis.text(max(1, value), place, label, va="center", fontsize=8)
         axis.set_title(f"{case.case}\n{case.shape}, {case.dtype}", fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
@@ -172,4 +175,6 @@ def _guide(axis: Any, cases: Sequence[Measured], over: str, first: tuple[float, 
 
 def _facts(cases: Sequence[Measured]) -> str:
     facts = measured.facts(cases)
-    return f"{facts['device']}, CPU threads: {facts['CPU threads']}, torch {facts['torch']}, commit {facts['commit']}"
+    on_gpu = any(record["runs_on"] == "cuda" for case in cases for record in case.records)
+    more = f"Triton {facts['Triton']}" if on_gpu else f"CPU threads: {facts['CPU threads']}"
+    return f"{facts['device']}, {more}, torch {facts['torch']}, commit {facts['commit']}"

@@ -22,10 +22,9 @@ TITLES = {
 OURS = "tpkernels"
 
 
-def _ours(records: Sequence[Record]) -> float | None:
-    """The time of this library's faster backend."""
-    times = [time_ms(record) for record in records if record["provider"].startswith(OURS)]
-    return min(times, default=None)
+def _ours(records: Sequence[Record]) -> Record | None:
+    """The row of this library's faster backend."""
+    return min((record for record in records if record["provider"].startswith(OURS)), key=time_ms, default=None)
 
 
 def case_table(measured: Measured, on_gpu: bool) -> str:
@@ -36,11 +35,13 @@ def case_table(measured: Measured, on_gpu: bool) -> str:
     header += ["p50 ms", "graph p50 ms", "launches"] if on_gpu else []
     lines = []
     for record in records:
-        against = None if ours is None else time_ms(record) / ours
+        against = None if ours is None else results.over(record, ours)
         cells = [record["provider"], ratio(number(record, "over_floor")), ratio(against)]
         cells += [f"{float(record['objective_ratio']):.4f}", f"{float(record['peak_mb']):,.1f}"]
         if on_gpu:
-            cells += [ms(number(record, "p50_ms")), ms(number(record, "graph_p50_ms")), record["launches"] or "-"]
+            launches = number(record, "launches")
+            cells += [ms(number(record, "p50_ms")), ms(number(record, "graph_p50_ms"))]
+            cells.append("-" if launches is None else f"{launches:,.0f}")
         lines.append(cells)
     return table(header, lines)
 
@@ -72,7 +73,8 @@ def sweep_table(measured: Sequence[Measured], on_gpu: bool) -> str:
     lines = []
     for case in measured:
         for record in (one for one in case.ok() if one["provider"].startswith(OURS)):
-            cells = [f"{case.b}", f"{case.n}", f"{case.d}", f"{case.k}", f"{case.iters or '-'}", record["tokens"]]
+            iterations = "-" if record["method"] == "ward" else f"{case.iters}"
+            cells = [f"{case.b}", f"{case.n}", f"{case.d}", f"{case.k}", iterations, record["tokens"]]
             cells += [ratio(number(record, "over_floor")), f"{float(record['objective_ratio']):.4f}"]
             if on_gpu:
                 cells += [us(number(record, "p50_ms")), us(number(record, "graph_p50_ms"))]

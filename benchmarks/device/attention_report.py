@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import results
 from ..markdown import ratio, table, us
-from ..results import Record, number, time_ms
+from ..results import Record, number
 from .attention_rows import TABLE
 
 KIND, COMMANDS = TABLE.kind, ("device",)
@@ -25,7 +25,7 @@ def latest(records: Sequence[Record]) -> list[Record]:
 def section(records: Sequence[Record]) -> str:
     """All of one device."""
     first = records[0]
-    facts = f"commit {first['commit']}; torch {first['torch']}; Triton {first['triton']}; run {first['run'][:10]}."
+    facts = f"Commit {first['commit']}; torch {first['torch']}; Triton {first['triton']}; run {first['run'][:10]}."
     lines = []
     for record in records:
         shape = tuple(record[name] for name in ("b", "h", "n", "d"))
@@ -35,10 +35,10 @@ def section(records: Sequence[Record]) -> str:
         if record["status"] != "ok":
             lines.append([*cells, record["status"], "-", "-", "-"])
             continue
-        against = time_ms(record) / time_ms(base[0]) if base and base[0]["status"] == "ok" else None
+        against = results.over(record, base[0]) if base and base[0]["status"] == "ok" else None
         times = us(number(record, "p50_ms")), us(number(record, "graph_p50_ms"))
         lines.append([*cells, *times, ratio(against), f"{float(record['error']):.1e}"])
-    header = ["heads", "", "p50 us", "graph p50 us", "over SDPA", "error"]
+    header = ["heads", "provider", "p50 us", "graph p50 us", "over SDPA", "error"]
     return "\n\n".join([f"### Attention: {first['device']}", facts, table(header, lines)])
 
 

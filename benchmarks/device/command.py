@@ -3,7 +3,7 @@
     python -m benchmarks device --prebuild cache.tar.xz  # without a GPU: compile what the steps need
     python -m benchmarks device --rehearse               # without a GPU: run every step's code
     python -m benchmarks device --output DIR --deadline 310 --prebuilt cache.tar.xz
-    python -m benchmarks device --output DIR --deadline 280 --steps smoke,rows,tax --prebuilt cache.tar.xz
+    python -m benchmarks device --output DIR --deadline 310 --steps smoke,rows,tax --prebuilt cache.tar.xz
 
 Every step is a process of its own with a limit; rows are on disk as soon as they are known (DIR/steps.jsonl,
 DIR/*.csv), what is printed goes to DIR/log.txt, and the last thing printed here is a table of what was found.

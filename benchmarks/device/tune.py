@@ -1,4 +1,7 @@
-"""Candidates of the main cases' configurations, each method's in a process of its own: one that hangs costs itself."""
+"""Candidates of the main cases' configurations, each method's in a process of its own: one that hangs costs itself.
+
+A row of a method that ran out of time holds what was tried until then.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from ..rehearsal import rehearsing
 from .children import Run
 from .problems import TINY_VIT, VIT
 
-# Lines of its table in the journal.
-LINES = 16
+# Lines in the journal: what was tried, one by one, then the table.
+LINES = 32
 
 
 def tell(run: Run) -> None:

@@ -106,7 +106,17 @@ PLAIN = {**OF_ANY_SIZE, "img_size": 64}
         (
             "naflexvit_base_patch16_gap",
             {"embed_dim": 24, "depth": 2, "num_heads": 2},
-            "NaFlexVit: .*no attribute 'patch_e",
+            "NaFlexVit: it has no `patch_embed`: such models .NaFlex. take patches in any number",
+        ),
+        (
+            "vit_base_mci_224",
+            {},
+            r"its HybridEmbed has no projection of patches \(`proj`\): a network of its own makes",
+        ),
+        (
+            "vitamin_small_224",
+            {},
+            r"its HybridEmbed has no projection of patches \(`proj`\): a network of its own makes",
         ),
         ("beit_base_patch16_224", PLAIN, "Beit: its Attention takes positions from `relative_position_bias_table`"),
         ("vit_relpos_small_patch16_224", PLAIN, "its RelPosAttention takes positions from `rel_pos`"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.support.deit import make_model
 from tests.support.models import make_timm, make_torchvision, make_transformers, mlp_tokens
 from tpkernels import patch, resolve_budget, resolve_keep, save_schedule, schedule_of, summary, trace
+from tpkernels.integrations.towers import towers_in
 
 SIDES = (16, 32, 64)
 
@@ -157,9 +158,11 @@ def test_one_graph_for_every_method(request: pytest.FixtureRequest, place: int, 
         model, _ = make_transformers(package, "ViTForImageClassification")
     else:
         model = make_timm(package) if library == "timm" else make_torchvision(package)
-    patch(model, 0.6, layers=[0, 2], **options)
+    # Two blocks: what takes long is tracing each with open sizes.
+    del towers_in(model)[0].container[2:]
+    patch(model, 0.6, layers=[0], **options)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", dynamic=dynamic, fullgraph=True)
+    compiled = torch.compile(model, backend="eager", dynamic=dynamic, fullgraph=True)
 
     def ask(model: Any, images: Tensor) -> Tensor:
         out = model(images)

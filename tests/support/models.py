@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tpkernels.integrations.block import block_in
 from tpkernels.integrations.towers import towers_in
+from tpkernels.schedule.shapes import block_in
 
 SIZES = {
     "hidden_size": 24,

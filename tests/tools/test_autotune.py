@@ -100,6 +100,8 @@ def test_the_fastest_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert kept(cache) == {KEY: configs[1]}
     out = capsys.readouterr().out
     assert "wrote tile=" in out and KEY in out and str(cache) in out
+    # Each is told as it comes, for a run that is cut short.
+    assert out.count("  tried tile=") == len(configs) and out.rindex("  tried tile=") < out.index("heuristic = 1")
 
 
 def test_the_heuristic_stays_where_little_is_gained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

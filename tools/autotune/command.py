@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     with torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         for case in chosen:
             print(f"\n{case.name}, {case.shape}, {case.dtype}: {key_of(case)}", flush=True)
-            outcome = tuner.run(case)
+            outcome = tuner.run(case, _tell)
             print("\n".join(table(outcome)))
             print(f"  {keep(outcome, device, options.gain)}", flush=True)
             red += outcome.red
@@ -165,6 +165,14 @@ def keep(outcome: Outcome, device: torch.device, gain: float) -> str:
         return f"kept the heuristic: the best gains {outcome.gain:.1%}, expected more than {gain:.1%}"
     tuning.store(device, {outcome.key: best.config._asdict()})
     return f"wrote {_words(best.config)}: gains {outcome.gain:.1%}"
+
+
+def _tell(attempt: Attempt) -> None:
+    """Prints an attempt once it has run, so that a run that is cut short has told what it tried; the table says why
+    one was left out."""
+    found = f"first call {attempt.cold_s or 0:.1f} s" if attempt.why_not is None else "left out"
+    first = "" if attempt.ms is None else f", then {attempt.ms:.4f} ms"
+    print(f"  tried {_words(attempt.config)}: {found}{first}", flush=True)
 
 
 def _words(config: ResidentConfig) -> str:

@@ -76,8 +76,12 @@ class Tuner:
         self.device, self.budget = device, budget
         self._watch = gpu.Stopwatch(device) if device.type == "cuda" else None
 
-    def run(self, case: Case) -> Outcome:
-        """Tries every configuration of a case."""
+    def run(self, case: Case, told: Callable[[Attempt], None] = lambda attempt: None) -> Outcome:
+        """Tries every configuration of a case.
+
+        Args:
+            told: called with each attempt after its first call, with a first time where it could be captured.
+        """
         sets = input_sets(case, self.device, gpu.GRAPH_CALLS)
         calls = [Library("triton").prepare(inputs) for inputs in sets]
         gate = Gate(sets[0])
@@ -86,6 +90,7 @@ class Tuner:
         pool = torch.cuda.graph_pool_handle() if self._watch else None
         for attempt in outcome.attempts:
             self._try(attempt, functools.partial(self._first, attempt, outcome.key, calls, gate, pool))
+            told(attempt)
         ready = [attempt for attempt in outcome.attempts if attempt.replay is not None]
         for attempt, ms in zip(ready, self._medians(ready), strict=True):
             attempt.ms = ms / len(calls)
@@ -140,6 +145,7 @@ class Tuner:
             attempt.replay = functools.partial(self._forced, attempt, key, calls)
         else:
             attempt.replay = self._capture(attempt, key, calls, pool)
+            attempt.ms = min(self._watch.event_ms(attempt.replay) for _ in range(gpu.WARM_UP)) / len(calls)
 
     def _capture(self, attempt: Attempt, key: str, calls: Sequence[Call], pool: Any) -> Call:
         """A graph of the case's calls, replayed: launch cost is not what configurations differ in."""

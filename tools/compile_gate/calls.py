@@ -87,6 +87,8 @@ def mean_calls() -> list[Call]:
             (vit, "bfloat16", False, False, False),
             (vit, "float32", True, False, True),
             ((8, 49, 48, 34), "float16", True, True, False),
+            # A lane has one channel.
+            ((8, 49, 24, 34), "float32", True, False, False),
         )
     ]
 

@@ -7,6 +7,8 @@ from .mutant import Mutant
 SCHEDULE, INTEGRATIONS = "tpkernels/schedule", "tpkernels/integrations"
 KEEP, ERRORS = "tests/schedule/test_keep.py", "tests/test_errors.py"
 PATCH, PATCHED = "tests/integrations/test_patch.py", "tests/integrations/test_patched.py"
+CALLS, SIZES = "tests/integrations/test_calls.py", "tests/integrations/test_sizes.py"
+MULTIMODAL, PROBE = "tests/integrations/test_multimodal.py", "tests/integrations/test_probe.py"
 TRAINING = "tests/integrations/test_patched_training.py"
 
 LAYERS = (
@@ -121,29 +123,65 @@ LAYERS = (
     Mutant(
         "patch-later-blocks",
         "dropped condition",
-        f"{INTEGRATIONS}/blocks.py",
-        "if pools or (sizes is not None and plan.proportional):",
-        "if pools:",
+        f"{INTEGRATIONS}/block.py",
+        "if self.pool is None and (sizes is None or not plan.proportional):",
+        "if self.pool is None:",
         "blocks behind the last pooling forget the sizes",
         (f"{PATCH}::test_is_the_model_written_out", PATCHED),
     ),
     Mutant(
         "patch-keys",
         "wrong argument",
-        f"{INTEGRATIONS}/blocks.py",
+        f"{INTEGRATIONS}/block.py",
         "metric = keys.mean(1)",
         "metric = keys[:, 0]",
         "tokens are matched by the first head's keys",
         (f"{PATCH}::test_is_the_model_written_out", PATCHED),
     ),
     Mutant(
-        "patch-hook",
-        "missing update",
-        f"{INTEGRATIONS}/blocks.py",
-        "        tokens = tokens if changed is None else changed\n",
-        "",
-        "what a hook on a block returns is lost",
-        ("tests/test_machinery.py::test_hooks_on_a_block_fire_and_may_change_its_tokens",),
+        "patch-guard",
+        "missing guard",
+        f"{INTEGRATIONS}/block.py",
+        'if getattr(self, "tpkernels_patched", False):',
+        "if False:",
+        "a block that is called by itself pools nothing without a word",
+        (f"{CALLS}::test_a_block_called_by_itself_raises",),
+    ),
+    Mutant(
+        "patch-waiting",
+        "lost error",
+        f"{INTEGRATIONS}/containers.py",
+        "if not _started(blocks) and out is not None:",
+        "if not _started(blocks) and out is None:",
+        "a forward that takes the blocks' parts pools nothing without a word",
+        (f"{CALLS}::test_a_forward_that_takes_the_blocks_parts_raises",),
+    ),
+    Mutant(
+        "patch-restored",
+        "wrong layer",
+        f"{INTEGRATIONS}/transformers.py",
+        "block = place - 1 if place >= 0 else depth + place",
+        "block = place if place >= 0 else depth + place - 1",
+        "a model of images and text restores the layer beside the one that it reads",
+        (f"{MULTIMODAL}::test_llava_reads_a_restored_layer",),
+    ),
+    Mutant(
+        "patch-prefix",
+        "ignored argument",
+        f"{INTEGRATIONS}/run.py",
+        "if not plan.told_prefix and facts.num_prefix_tokens != plan.num_prefix_tokens:",
+        "if facts.num_prefix_tokens != plan.num_prefix_tokens:",
+        "prompts that patch was told of are pooled",
+        (f"{SIZES}::test_prompts_are_never_pooled",),
+    ),
+    Mutant(
+        "patch-trial",
+        "missing guard",
+        f"{INTEGRATIONS}/probe.py",
+        "        if most == 0:\n",
+        "        if most < 0:\n",
+        "a block that adds nothing is taken for any other",
+        (f"{PROBE}::test_a_block_that_adds_nothing_tells_nothing",),
     ),
     Mutant(
         "patch-dropped",

@@ -177,9 +177,3 @@ def _remake(original: type[nn.Module]) -> Any:
 def original_class(block: Any) -> type[nn.Module]:
     """The class that a block had before `patch`; its own where it is not patched."""
     return getattr(type(block), "tpkernels_original", type(block))
-
-
-def block_in(child: nn.Module) -> nn.Module:
-    """The block in a container's child: checkpointing, compiling and sharding wrap a block in a module of one part."""
-    parts = list(child.children())
-    return block_in(parts[0]) if len(parts) == 1 else child

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..functional import ward
-from .block import block_in
+from ..schedule.shapes import block_in
 from .towers import patched_in, read_tower
 
 

@@ -39,17 +39,18 @@ class PooledSequential(Unscriptable, nn.Sequential):
     """Blocks that are called as one: those of timm and torchvision.
 
     `plan` says what is pooled; `tower` is the model around; `trace` is what `tpkernels.trace` fills; `checkpointing`
-    recomputes activations block by block.
+    recomputes activations block by block; `waiting` names the threads in a forward that has not run the blocks yet.
     """
 
     plan: Plan
     tower: Tower
     trace: Trace | None
     checkpointing: bool
+    waiting: set[int]
 
     def forward(self, x: Tensor) -> Tensor:
         # A bound forward can outlive `unpatch` in a wrapper.
-        return run_blocks(self, x) if "plan" in self.__dict__ else nn.Sequential.forward(self, x)
+        return _run_waiting(self, x) if "plan" in self.__dict__ else nn.Sequential.forward(self, x)
 
     def __getitem__(self, index: Any) -> Any:
         return _cut(self, super().__getitem__(index), index)
@@ -58,19 +59,19 @@ class PooledSequential(Unscriptable, nn.Sequential):
 class PooledList(Unscriptable, nn.ModuleList):
     """Blocks that the model calls one after another: those of transformers.
 
-    While that model's own forward runs, iterating gives one call of all blocks; otherwise the blocks, as indices, `len`
-    and `children()` do. `running` names the threads in that forward. See PooledSequential.
+    While a forward of that model waits for them, iterating gives one call of all blocks; otherwise the blocks, as
+    indices, `len` and `children()` do. See PooledSequential.
     """
 
     plan: Plan
     tower: Tower
     trace: Trace | None
     checkpointing: bool
-    running: set[int]
+    waiting: set[int]
 
     def __iter__(self) -> Iterator[Any]:
-        if self.running and (_COMPILER in self.running or _thread() in self.running):
-            return iter((partial(run_blocks, self),))
+        if self.waiting and (_COMPILER in self.waiting or _thread() in self.waiting):
+            return iter((partial(_run_waiting, self),))
         return super().__iter__()
 
     def __repr__(self) -> str:
@@ -87,18 +88,40 @@ ORIGINALS = {pooled: original for original, pooled in CONTAINERS.items()}
 _COMPILER = 0
 
 
-def begin_run(caller: nn.Module, _args: Any) -> None:
-    """A forward pre-hook of the module that goes through a PooledList."""
-    for blocks in _lists(caller):
-        blocks.running.add(_thread())
+def begin_call(caller: nn.Module, _args: Any) -> None:
+    """A forward pre-hook of the module that runs the blocks, or goes through them."""
+    for blocks in _containers(caller):
+        blocks.waiting.add(_thread())
 
 
-def end_run(caller: nn.Module, _args: Any, _out: Any) -> None:
-    """The forward hook that ends what `begin_run` began, also where the forward failed."""
-    for blocks in _lists(caller):
-        # A forward of which a part was compiled may have begun as one thing and end as the other.
-        blocks.running.discard(_COMPILER)
-        blocks.running.discard(_thread())
+def end_call(caller: nn.Module, _args: Any, out: Any) -> None:
+    """The forward hook that ends what `begin_call` began, also where the forward failed.
+
+    Raises:
+        RuntimeError: the forward has a result without having run the blocks.
+    """
+    for blocks in _containers(caller):
+        # Of a forward that failed there is none.
+        if not _started(blocks) and out is not None:
+            raise RuntimeError(
+                f"{type(caller).__name__}: the forward of a model that is patched with tpkernels.patch must run all of "
+                "its blocks by one call, got one that took their parts, which pooled nothing: tpkernels.unpatch the "
+                "model, or let its forward call the blocks"
+            )
+
+
+def _run_waiting(blocks: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    _started(blocks)
+    return run_blocks(blocks, x, *args, **kwargs)
+
+
+def _started(blocks: Any) -> bool:
+    """Whether the thread's call no longer waited for the blocks; it does not from now on."""
+    waited = _COMPILER in blocks.waiting or _thread() in blocks.waiting
+    # A forward of which a part was compiled may have begun as one thing and go on as the other.
+    blocks.waiting.discard(_COMPILER)
+    blocks.waiting.discard(_thread())
+    return not waited
 
 
 def plan_of(container: nn.Module | None) -> Plan | None:
@@ -106,9 +129,9 @@ def plan_of(container: nn.Module | None) -> Plan | None:
     return container.plan if isinstance(container, (PooledSequential, PooledList)) else None
 
 
-def _lists(caller: nn.Module) -> list[PooledList]:
-    # Found anew, since a shortened model has another list.
-    return [part for part in caller.children() if isinstance(part, PooledList)]
+def _containers(caller: nn.Module) -> list[PooledSequential | PooledList]:
+    # Found anew, since a shortened model has other ones.
+    return [part for part in caller.children() if isinstance(part, (PooledSequential, PooledList))]
 
 
 def _thread() -> int:
@@ -119,7 +142,5 @@ def _cut(container: Any, part: Any, index: Any) -> Any:
     """Gives a slice of a container its part of the plan."""
     if isinstance(index, slice):
         part.plan, part.tower = container.plan.cut(index), container.tower
-        part.trace, part.checkpointing = None, container.checkpointing
-        if isinstance(part, PooledList):
-            part.running = set()
+        part.trace, part.checkpointing, part.waiting = None, container.checkpointing, set()
     return part

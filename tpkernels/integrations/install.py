@@ -7,36 +7,48 @@ from typing import Any
 
 from torch import nn
 
-from .block import block_in, original_class, pooled_class
-from .containers import CONTAINERS, ORIGINALS, PooledList, Tower, begin_run, end_run
+from ..schedule.shapes import block_in
+from .block import original_class, pooled_class
+from .containers import CONTAINERS, ORIGINALS, Tower, begin_call, end_call, plan_of
 from .plan import Family, Plan
+
+
+class Guard:
+    """A forward pre-hook that refuses calls of a patched model that pooling would break."""
+
+    def __init__(self, family: Family, container: nn.Module) -> None:
+        self.family, self.container = family, container
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Around a tower that was given back by itself it stays.
+        if plan_of(self.container) is not None:
+            self.family.check_call(module, args, kwargs)
 
 
 def install(tower: nn.Module, container: nn.Module, plan: Plan, guarded: list[nn.Module]) -> None:
     """Makes the blocks of an unpatched container run by the plan."""
     family, pooled = plan.family, _as(container, CONTAINERS[type(container)])
     pooled.plan, pooled.tower, pooled.trace, pooled.checkpointing = plan, Tower(tower), None, False
+    pooled.waiting = set()
     for child in container.children():
         block: Any = block_in(child)
         # A block that stands at two places is one.
         if not getattr(block, "tpkernels_patched", False):
             _as(block, pooled_class(type(block)))
             block.tpkernels_patched = True
-    caller = family.caller(tower)
-    if caller is not None:
-        pooled.running = set()
-        caller.register_forward_pre_hook(begin_run)
-        caller.register_forward_hook(end_run, always_call=True)
+    caller = next(part for part in tower.modules() if any(child is container for child in part.children()))
+    caller.register_forward_pre_hook(begin_call)
+    caller.register_forward_hook(end_call, always_call=True)
     family.take_over(tower)
     for module in guarded:
-        module.register_forward_pre_hook(family.check_call, with_kwargs=True)
+        module.register_forward_pre_hook(Guard(family, container), with_kwargs=True)
 
 
 def uninstall(model: nn.Module, container: Any) -> None:
     """Undoes `install` for a container somewhere in a model."""
     plan, tower = container.plan, container.tower.model
     for module in (*model.modules(), *tower.modules()):
-        _remove_hooks(module)
+        _remove_hooks(module, container)
     plan.family.give_back(tower)
     for child in container.children():
         block: Any = block_in(child)
@@ -45,9 +57,7 @@ def uninstall(model: nn.Module, container: Any) -> None:
             # What has been made of the class since, such as FSDP's, stays, and runs the block's own forward.
             if type(block) is pooled_class(original_class(block)):
                 _as(block, original_class(block))
-    del container.plan, container.tower, container.trace, container.checkpointing
-    if isinstance(container, PooledList):
-        del container.running
+    del container.plan, container.tower, container.trace, container.checkpointing, container.waiting
     _as(container, ORIGINALS[type(container)])
 
 
@@ -70,15 +80,17 @@ def _is_bound(method: Any, module: nn.Module) -> bool:
     return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is type(module).forward
 
 
-def _remove_hooks(module: nn.Module) -> None:
+def _remove_hooks(module: nn.Module, container: nn.Module) -> None:
+    """Removes a guard of the container from any module, the hooks of its calls from the module that calls it."""
+    calls = any(child is container for child in module.children())
     pre, after = module._forward_pre_hooks, module._forward_hooks
-    for key in [key for key, hook in pre.items() if hook is begin_run or _guards(hook)]:
+    for key in [key for key, hook in pre.items() if (calls and hook is begin_call) or _guards(hook, container)]:
         del pre[key]
         module._forward_pre_hooks_with_kwargs.pop(key, None)
-    for key in [key for key, hook in after.items() if hook is end_run]:
+    for key in [key for key, hook in after.items() if calls and hook is end_call]:
         del after[key]
         module._forward_hooks_always_called.pop(key, None)
 
 
-def _guards(hook: Any) -> bool:
-    return isinstance(getattr(hook, "__self__", None), Family)
+def _guards(hook: Any, container: nn.Module) -> bool:
+    return isinstance(hook, Guard) and hook.container is container

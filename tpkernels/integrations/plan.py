@@ -93,10 +93,6 @@ class Family:
         """The function that recomputes the block's activations; None where the library's checkpointing is off."""
         return None
 
-    def caller(self, tower: nn.Module) -> nn.Module | None:
-        """The module whose own forward goes through the blocks one by one; None where the container is called."""
-        return None
-
     def guarded(self, tower: nn.Module, model: nn.Module) -> list[nn.Module]:
         """The modules whose calls go through `check_call`."""
         return [tower]

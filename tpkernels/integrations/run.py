@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..modules import TokenPool
-from .block import Turn, block_in, tokens_of
+from ..schedule.shapes import block_in
+from .block import Turn, tokens_of
 from .plan import Facts, Plan
 from .source_map import Step
 
@@ -45,7 +46,7 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     sizes: Tensor | None = None
     source: Tensor | None = None
     steps: list[Step] = []
-    for layer, (child, pool) in enumerate(zip(container.children(), plan.pools, strict=True)):
+    for layer, (child, pool) in enumerate(zip(_children(container, plan), plan.pools, strict=True)):
         patches = x.shape[1] - plan.num_prefix_tokens
         pools = pool is not None and pool.pools(x.shape[0], patches)
         turn = Turn(
@@ -69,6 +70,19 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         # At the end, since checkpointing stops a forward that it recomputes before its end.
         container.trace.hold(steps)
     return (x,) if plan.returns_tuples else x
+
+
+def _children(container: nn.Module, plan: Plan) -> list[nn.Module]:
+    """The blocks, or what wraps them, as `patch` saw them."""
+    children = list(container.children())
+    strangers = [child for child in children if not hasattr(type(block_in(child)), "tpkernels_original")]
+    if strangers or len(children) != len(plan.pools):
+        got = f"one of class {type(strangers[0]).__name__}" if strangers else f"{len(children)} of {len(plan.pools)}"
+        raise RuntimeError(
+            f"{type(container).__name__}: the blocks of a patched model must be those that tpkernels.patch saw, got "
+            f"{got}: patch again after exchanging, adding or removing blocks"
+        )
+    return children
 
 
 def _call(child: nn.Module, turn: Turn, x: Tensor, args: Any, kwargs: Any) -> Tensor:

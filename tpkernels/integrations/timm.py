@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..schedule.shapes import timm_prefix
+from ..schedule.shapes import block_in, timm_prefix
 from .attend import attend_heads, optional, probability_dropped
-from .block import block_in
 from .containers import PooledSequential
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
@@ -44,6 +43,7 @@ class Timm(Family):
         for block in blocks:
             if (lack := _lacking(block)) is not None:
                 raise Unsupported(f"its {type(block).__name__} has no {lack}")
+        _check_embedding(tower)
 
     def facts(self, tower: Any) -> Facts:
         prefix = timm_prefix(tower)
@@ -122,6 +122,21 @@ def _set_checkpointing(model: Any, enable: bool = True) -> None:
     """Replaces timm's `set_grad_checkpointing` while a model is patched."""
     type(model).set_grad_checkpointing(model, enable)
     model.blocks.checkpointing, model.grad_checkpointing = bool(enable), False
+
+
+def _check_embedding(tower: nn.Module) -> None:
+    """Raises Unsupported where the tokens are not one projection of an image's patches."""
+    embed = tower._modules.get("patch_embed")
+    if embed is None:
+        raise Unsupported(
+            "it has no `patch_embed`: such models (NaFlex) take patches in any number, with their places and a mask, "
+            "which do not follow pooled tokens"
+        )
+    if isinstance(getattr(embed, "proj", None), nn.Identity):
+        raise Unsupported(
+            f"its {type(embed).__name__} has no projection of patches (`proj`): a network of its own makes the tokens, "
+            "whose number and cost cannot be read"
+        )
 
 
 def _drop_path(block: nn.Module, place: int) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..schedule.shapes import block_in
 from .attend import attend_heads, probability_dropped
-from .block import block_in
 from .containers import PooledSequential
 from .plan import Attended, Facts, Family, Unsupported
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..schedule.shapes import ViTShape
-from .block import block_in, original_class
+from ..schedule.shapes import ViTShape, block_in
+from .block import original_class
 from .containers import PooledList, PooledSequential
 from .install import own_forward
 from .plan import Family, Unsupported
@@ -115,6 +116,13 @@ def _read(found: Found, model: nn.Module) -> Read:
     if not children:
         raise Unsupported("it has no blocks")
     blocks = [block_in(child) for child in children]
+    for child, block in zip(children, blocks, strict=True):
+        taken = inspect.signature(type(child).forward).parameters.values()
+        if child is not block and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken):
+            raise Unsupported(
+                f"its {type(child).__name__}, around a {original_class(block).__name__}, passes no keyword arguments "
+                "(**kwargs) on"
+            )
     try:
         family.check(found.tower, model)
         shape = family.shape(found.tower, model)

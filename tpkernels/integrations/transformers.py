@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..schedule.shapes import ViTShape, has_patches, tower_layers, tower_prefix, vision_tower, vit_shape
+from ..schedule.shapes import ViTShape, block_in, has_patches, tower_layers, tower_prefix, vision_tower, vit_shape
 from .attend import attend_heads, optional, probability_dropped
-from .block import block_in, original_class
+from .block import original_class
 from .containers import PooledList
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
@@ -99,10 +99,6 @@ class Transformers(Family):
                 raise Unsupported(f"{reads} no block (`vision_feature_layer` {place}): pooling would not reach it")
             return block
         return None
-
-    def caller(self, tower: nn.Module) -> nn.Module | None:
-        layers = tower_layers(tower)
-        return next(module for module in tower.modules() if any(part is layers for part in module._modules.values()))
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         core, project = _projections(block)

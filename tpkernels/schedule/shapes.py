@@ -99,6 +99,12 @@ def vision_tower(model: Any) -> Any:
     return towers[0] if len(towers) == 1 else None
 
 
+def block_in(child: Any) -> Any:
+    """The block in a container's child: checkpointing, compiling and sharding wrap a block in a module of one part."""
+    parts = list(child.children())
+    return block_in(parts[0]) if len(parts) == 1 else child
+
+
 def has_patches(embeddings: Any) -> bool:
     """Whether these are transformers' embeddings of an image."""
     return _patches_of(embeddings) is not None
@@ -210,7 +216,7 @@ def _tower_patches(embeddings: Any, patches: Any, projection: Any, prefix: int) 
 
 
 def _mlp_ratio(blocks: Any, dim: int) -> float:
-    weights = {_mlp_size(block) for block in blocks}
+    weights = {_mlp_size(block_in(child)) for child in blocks}
     if len(weights) != 1:
         raise ValueError(f"its blocks' MLPs have {sorted(weights)} weights, not one number")
     return weights.pop() / (2 * dim**2)

@@ -79,7 +79,8 @@ def test_tables(folder: Path) -> None:
     assert "| peer | 7.00 | 3.50 | 1.2500 | 4.0 |" in box and "p50 ms" not in box
     assert box.index("bad, 1 case: wrong") < box.index("absent, 1 case: skipped: it rains")
     assert "| tpkernels triton | 0.50 | 1.00 | 1.0000 | 4.0 | 2.000 | 0.5000 | 1 |" in big
-    assert "| flash | 8.00 | 16.0 | 1.0000 | 4.0 | 8.000 | - | 40 |" in big
+    # Without a graph of its own it is compared as a call: 8 ms over 2.
+    assert "| flash | 8.00 | 4.00 | 1.0000 | 4.0 | 8.000 | - | 40 |" in big
     assert "| 1 | 2,048 | 64 | 4.096 ms, 2.00x, 4 MB | 4.096 ms, 2.00x, 4 MB |" in big
     assert "| 4 | 4,096 | 100 | 0.8000 ms, 2.00x, 4 MB | - |" in big
 
@@ -110,12 +111,12 @@ def test_a_report_of_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[st
     command = ["report", "--output", str(folder), "--document", str(document)]
     document.write_text(fresh)
     assert main(command) == 2 and document.read_text() == fresh
-    (plain,) = results.files(committed)
+    plain = next(path for path in results.files(committed) if path.stem.startswith("amd"))
     (folder / plain.name).write_bytes(plain.read_bytes())
     assert main(command) == 0
     first, second = document.read_text().split("\nbetween\n")
     assert "### AMD EPYC, 2 cores" in first and second == f"{tax_report.BEGIN}{tax_report.END}"
-    (tax,) = results.files(committed, kind="tax")
+    tax = next(path for path in results.files(committed, kind="tax") if path.stem.startswith("amd"))
     (folder / tax.name).write_bytes(tax.read_bytes())
     capsys.readouterr()
     assert main(command) == 0

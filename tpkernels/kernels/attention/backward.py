@@ -44,7 +44,9 @@ def query_gradient_kernel(
     b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
     b_grad = load_rows(p_grad, o_m, m_m, o_e, e, stride_gn, UNIT)
     b_out = load_rows(p_out + (b * stride_ob + h * stride_oh) * UNIT, o_m, m_m, o_e, e, stride_on, UNIT)
-    b_delta = tl.sum(b_grad.to(tl.float32) * b_out.to(tl.float32), 1)
+    b_delta = b_grad.to(tl.float32) * b_out.to(tl.float32)
+    # Masked after the product: fused into the first sum over lanes, it would leave copies of a row's sum unequal.
+    b_delta = tl.sum(tl.where(m_m[:, None] & (o_e < e * UNIT)[None, :], b_delta, 0.0), 1)
     tl.store(p_delta + bh * n + o_m, b_delta, mask=o_m < n)
     b_lse = tl.load(p_lse + bh * n + o_m, mask=o_m < n, other=float("inf"))
     b_dq = tl.zeros((BM, BD), tl.float32)

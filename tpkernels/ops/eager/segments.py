@@ -19,14 +19,27 @@ def segment_sum(values: Tensor, label: Tensor, k: int) -> Tensor:
     tail = values.shape[2:]
     values = values.reshape(b, n, tail.numel())
     if values.is_cuda and values.is_floating_point():
-        # Atomic adds of floats depend on timing; a product with the indicator matrix is deterministic.
-        member = torch.zeros(b, k + 1, n, dtype=values.dtype, device=values.device)
-        member.scatter_(1, torch.where(label < 0, k, label)[:, None], 1)
-        return torch.bmm(member[:, :k], values).view(b, k, *tail)
+        return product_sum(values, label, k).view(b, k, *tail)
     out = values.new_zeros(b * k + 1, values.shape[2])
     index = segment_ids(label, k)[:, None].expand(-1, values.shape[2])
     # Out of place: under vmap the values may be batched where the zeros are not.
     return out.scatter_add(0, index, values.reshape(b * n, tail.numel()))[: b * k].view(b, k, *tail)
+
+
+def product_sum(values: Tensor, label: Tensor, k: int) -> Tensor:
+    """Sums floats [B, N, D] over each cluster, [B, k, D], where atomic adds would depend on timing: by a product.
+
+    NaN and infinities stay in their own cluster.
+    """
+    b, _, d = values.shape
+    # Compared, not scattered: torch 2.11 compiles a scatter of 1 into zeros as int64, which no product takes.
+    member = label[:, None] == torch.arange(k, device=label.device)[:, None]
+    # 0 times infinity is NaN in every cluster. Sums of infinities, NaN and zeros are the same in any order.
+    finite = values.isfinite()
+    bad = values.new_zeros(b, k + 1, d)
+    index = torch.where(label < 0, k, label)[..., None].expand(-1, -1, d)
+    bad = bad.scatter_add(1, index, torch.where(finite, 0, values))
+    return torch.bmm(member.to(values.dtype), torch.where(finite, values, 0)) + bad[:, :k]
 
 
 def members_of(label: Tensor, k: int) -> Tensor:

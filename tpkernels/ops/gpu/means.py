@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .launch import on_device, power_of_two, strides
+from .launch import on_device, power_of_two, strides, unfused
 
 # Sorted tokens that are averaged beforehand where one cluster has all of them; a power of two.
 CHUNK = 128
@@ -101,13 +101,13 @@ def segment_means(
             chunk_mean_kernel[(b * chunks * parts,)](
                 x, w, off, segments.key, segments.order, gate, chunk_mean, chunk_mass,
                 n, d, k, chunks, *x.stride(), *strides(weight, 2),
-                L=CHUNK, **{**tiles, "R": min(CHUNK, 32)}, **flags,
+                L=CHUNK, **{**tiles, "R": min(CHUNK, 32)}, **flags, **unfused(x),
             )  # fmt: skip
         segment_mean_kernel[(b * -(-k // config["S"]) * parts,)](
             x, w, off, given("factor"), segments.order, segments.bounds, gate, chunk_mean, chunk_mass,
             out, given("low"), given("norm"), given("total"), given("least"), given("medoid"),
             n, d, k, chunks, out.shape[2], b * k, *x.stride(), *strides(weight, 2),
-            L=CHUNK, MODE=mode, **config, **flags,
+            L=CHUNK, MODE=mode, **config, **flags, **unfused(x),
         )  # fmt: skip
 
 
@@ -158,6 +158,6 @@ def cluster_mean_backward(
         cluster_mean_backward_kernel[(b * -(-n // tile),)](
             grad, label, tokens, means, w, total, grad_x, grad_weight, n, d, k,
             *grad.stride(), *label.stride(), *strides(x, 3), *strides(mean, 3), *strides(weight, 2), *total.stride(),
-            T=tile, BD=block_d, WEIGHTED=weight is not None, GRAD_WEIGHT=wants, num_warps=4,
+            T=tile, BD=block_d, WEIGHTED=weight is not None, GRAD_WEIGHT=wants, num_warps=4, **unfused(grad),
         )  # fmt: skip
     return grad_x, grad_weight

@@ -18,7 +18,7 @@ from ..eager.samples import prepare
 from ..eager.segments import canonical_order, renumber
 from ..eager.ward import ward
 from ..problem import Found, Primitives, Samples, Spec
-from .launch import on_device, power_of_two, strides
+from .launch import on_device, power_of_two, strides, unfused
 from .limits import Limits, limits_of
 from .means import cluster_mean, keys_of, labels_of, mean_config, segment_means, sort_by_cluster, token_tile
 from .resident_tiles import LARGE_SHARED
@@ -107,7 +107,7 @@ def _member_costs(
     with on_device(x):
         member_cost_kernel[(b * -(-n // tile),)](
             x, off, center, label, gate, cost, bits, n, d, center.shape[1], *x.stride(), *label.stride(),
-            T=tile, BD=block_d, SEARCH=race, num_warps=4,
+            T=tile, BD=block_d, SEARCH=race, num_warps=4, **unfused(x),
         )  # fmt: skip
 
 
