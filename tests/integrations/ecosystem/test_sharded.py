@@ -19,8 +19,8 @@ from tests.support.deit import make_model
 from tests.support.ecosystem import COUNTS, FAMILIES, LIBRARIES, Case, ask, assert_plain, assert_pools, logits
 from tests.support.models import mlp_tokens
 from tpkernels import patch, schedule_of, summary, unpatch
-from tpkernels.integrations.block import block_in
 from tpkernels.integrations.towers import towers_in
+from tpkernels.schedule.shapes import block_in
 
 
 @pytest.fixture(scope="module")
