@@ -221,6 +221,22 @@ def test_a_forward_that_hides_the_turn_raises(made: Any) -> None:
 
 
 @pytest.mark.parametrize("made", FAMILIES, indirect=True)
+def test_one_block_at_all_places(made: Any) -> None:
+    model = made()
+    blocks = blocks_of(model)
+    for place in range(1, 4):
+        blocks[place] = blocks[0]
+    plain = ask(model)
+    patch(model, 0.5)
+    assert schedule_of(model) == COUNTS and ask(model).shape == plain.shape
+    seen: list[int] = []
+    blocks[0].register_forward_hook(lambda _module, _args, out: seen.append(tokens_of(out).shape[1]))
+    assert not torch.allclose(ask(model), plain, rtol=1e-3)
+    assert [count - prefix(model) for count in seen[:3]] == COUNTS[:3] and len(seen) == 4
+    assert torch.equal(ask(unpatch(model)), plain)
+
+
+@pytest.mark.parametrize("made", FAMILIES, indirect=True)
 def test_other_blocks_than_those_that_were_patched(made: Any) -> None:
     class Narrow(nn.Module):
         def __init__(self, block: nn.Module) -> None:

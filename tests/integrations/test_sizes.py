@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.support.deit import make_model
 from tests.support.models import make_timm, make_torchvision, make_transformers, mlp_tokens
-from tpkernels import patch, resolve_budget, resolve_keep, save_schedule, schedule_of, summary, trace
+from tpkernels import patch, resolve_budget, resolve_keep, save_schedule, schedule_of, summary, trace, unpatch
 from tpkernels.integrations.towers import towers_in
 
 SIDES = (16, 32, 64)
@@ -128,6 +128,30 @@ def test_prompts_are_never_pooled(timm: Any) -> None:
     # Told later, asked in every call.
     silent.num_prefix_tokens = 7
     assert mlp_tokens(silent, lambda: silent(images)) == [39, 23, 15, 11]
+
+
+def test_prompts_of_transformers(transformers: Any) -> None:
+    model, ask = make_transformers(transformers, "ViTForImageClassification")
+    embeddings = model.vit.embeddings
+
+    class Prompted(type(embeddings)):
+        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+            x = super().forward(*args, **kwargs)
+            return torch.cat([x[:, :1], torch.ones(len(x), 6, 24), x[:, 1:]], 1)
+
+    patch(model, 0.5)
+    embeddings.__class__ = Prompted
+    with pytest.raises(
+        RuntimeError, match=r"num_prefix_tokens: .* at most 64 patches and the 1 tokens .*, got 71 tokens"
+    ):
+        ask(model)
+    patch(model, 0.5, num_prefix_tokens=7)
+    assert mlp_tokens(model, lambda: ask(model)) == [39, 23, 15, 11]
+    unpatch(model)
+    assert not embeddings._forward_hooks
+    model.vit.num_prefix_tokens = 7
+    patch(model, 0.5)
+    assert mlp_tokens(model, lambda: ask(model)) == [39, 23, 15, 11]
 
 
 @pytest.mark.parametrize(

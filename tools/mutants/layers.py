@@ -159,7 +159,7 @@ LAYERS = (
     Mutant(
         "patch-restored",
         "wrong layer",
-        f"{INTEGRATIONS}/transformers.py",
+        f"{INTEGRATIONS}/collected.py",
         "block = place - 1 if place >= 0 else depth + place",
         "block = place if place >= 0 else depth + place - 1",
         "a model of images and text restores the layer beside the one that it reads",

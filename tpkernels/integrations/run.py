@@ -40,7 +40,8 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     refuse_jit()
     plan, facts = _plan_now(container)
     args, kwargs = _without_masks(container, args, kwargs)
-    _check_count(plan, facts, x)
+    if facts.most_patches is not None:
+        check_count(container, facts.most_patches, x)
     restores = plan.restores(facts)
     last = len(plan.pools) - 1 if plan.last_read is None else plan.last_read
     sizes: Tensor | None = None
@@ -74,7 +75,8 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 def _children(container: nn.Module, plan: Plan) -> list[nn.Module]:
     """The blocks, or what wraps them, as `patch` saw them."""
-    children = list(container.children())
+    # Not `children()`, which leaves out a block that stands at two places.
+    children = [child for child in container._modules.values() if child is not None]
     strangers = [child for child in children if not hasattr(type(block_in(child)), "tpkernels_original")]
     if strangers or len(children) != len(plan.pools):
         got = f"one of class {type(strangers[0]).__name__}" if strangers else f"{len(children)} of {len(plan.pools)}"
@@ -116,9 +118,10 @@ def _plan_now(container: Any) -> tuple[Plan, Facts]:
     return plan, facts
 
 
-def _check_count(plan: Plan, facts: Facts, x: Tensor) -> None:
-    most = facts.most_patches
-    if most is not None and x.shape[1] > plan.num_prefix_tokens + most:
+def check_count(container: Any, most: int, x: Tensor) -> None:
+    """Raises RuntimeError where there are tokens [B, N, D] beside `most` patches that the model does not tell of."""
+    plan, _ = _plan_now(container)
+    if x.shape[1] > plan.num_prefix_tokens + most:
         raise RuntimeError(
             f"num_prefix_tokens: a patched model's blocks must get at most {most} patches and the "
             f"{plan.num_prefix_tokens} tokens before them that the model tells of, got {x.shape[1]} tokens: where it "

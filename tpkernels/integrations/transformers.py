@@ -11,13 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..schedule.shapes import ViTShape, block_in, has_patches, tower_layers, tower_prefix, vision_tower, vit_shape
+from ..schedule.shapes import (
+    ViTShape,
+    block_in,
+    has_patches,
+    patch_projection,
+    tower_layers,
+    tower_prefix,
+    vision_tower,
+    vit_shape,
+)
 from .attend import attend_heads, optional, probability_dropped
-from .block import original_class
+from .collected import around, check_outputs, last_read, records, restored
 from .containers import PooledList
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
-from .run import refuse_jit
+from .run import check_count, refuse_jit
 
 _NORM1 = ("layernorm_before", "norm1", "layer_norm1")
 _NORM2 = ("layernorm_after", "norm2", "layer_norm2")
@@ -29,10 +38,6 @@ _LONG = ("query", "key", "value")
 _TOWER = {"embeddings", "encoder", "layers", "layer", "layernorm", "norm", "pre_layrnorm", "pre_layernorm"}
 _TOWER |= {"post_layernorm", "pooler", "head", "dropout"}
 _EMBEDDINGS = {"patch_embeddings", "patch_embedding", "position_embeddings", "position_embedding", "dropout", "norm"}
-
-# Attributes of models that read the tokens between blocks, and of their configurations.
-_READS_BETWEEN = ("out_indices", "extract_layers")
-_CONFIG_READS_BETWEEN = ("backbone_out_indices",)
 
 
 class Transformers(Family):
@@ -67,8 +72,8 @@ class Transformers(Family):
                     f"its {type(outer).__name__} has not one linear layer each for q, k, v and the output"
                 )
         _check_tower(tower)
-        for module in _around(model, tower):
-            _check_outputs(module)
+        for module in around(model, tower):
+            check_outputs(module)
         self.last_read(tower, model)
 
     def shape(self, tower: nn.Module, model: nn.Module) -> ViTShape:
@@ -78,27 +83,7 @@ class Transformers(Family):
         return Facts(tower_prefix(tower), None, None, True)
 
     def last_read(self, tower: nn.Module, model: nn.Module) -> int | None:
-        """LLaVA and its like read the hidden states at `vision_feature_layer`: 0 the embeddings', then the blocks'."""
-        depth = len(tower_layers(tower))
-        for module in _around(model, tower):
-            place = getattr(module.config, "vision_feature_layer", None)
-            if place is None:
-                continue
-            reads = f"its {type(module).__name__} reads the tokens of"
-            if not isinstance(place, int):
-                raise Unsupported(
-                    f"{reads} several blocks (`vision_feature_layer` {place}), which would be of different numbers"
-                )
-            if not any(_records(one, tower) for one in _around(model, tower)):
-                raise Unsupported(
-                    f"{reads} one block (`vision_feature_layer` {place}) from a list that is filled block by block, "
-                    "which passes pooling by; newer releases of transformers fill it by hooks"
-                )
-            block = place - 1 if place >= 0 else depth + place
-            if not 0 <= block < depth:
-                raise Unsupported(f"{reads} no block (`vision_feature_layer` {place}): pooling would not reach it")
-            return block
-        return None
+        return last_read(tower, model)
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         core, project = _projections(block)
@@ -126,7 +111,16 @@ class Transformers(Family):
 
     def guarded(self, tower: nn.Module, model: nn.Module) -> list[nn.Module]:
         """The tower, and the models around it that would collect outputs of its layers by themselves."""
-        return [one for one in _around(model, tower) if one is tower or _records(one, tower)]
+        return [one for one in around(model, tower) if one is tower or records(one, tower)]
+
+    def take_over(self, tower: Any) -> None:
+        tower.embeddings.register_forward_hook(Counts(tower_layers(tower)), with_kwargs=True)
+
+    def give_back(self, tower: Any) -> None:
+        hooks = tower.embeddings._forward_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, Counts)]:
+            del hooks[key]
+            tower.embeddings._forward_hooks_with_kwargs.pop(key, None)
 
     def checkpoint(self, blocks: nn.Module, block: Any) -> Checkpoint | None:
         on = getattr(block, "gradient_checkpointing", False) and block.training
@@ -139,7 +133,7 @@ class Transformers(Family):
             kwargs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         for name in ("output_attentions", "output_hidden_states"):
             given = kwargs.get(name)
-            if name == "output_hidden_states" and given and _restored(module, given):
+            if name == "output_hidden_states" and given and restored(module, given):
                 continue
             # An argument goes before the configuration.
             if given is not False and (given is not None or getattr(module.config, name, False)):
@@ -151,6 +145,20 @@ class Transformers(Family):
             # Elsewhere a mask is refused by the blocks, which get none where it drops nothing.
             if torch.compiler.is_compiling() and name.endswith("attention_mask") and isinstance(value, Tensor):
                 raise ValueError(f"{name} must be None for a patched model that is compiled or exported, got a tensor")
+
+
+class Counts:
+    """A forward hook of embeddings that counts an image's tokens: a model may add some that it does not tell of."""
+
+    def __init__(self, blocks: nn.Module) -> None:
+        self.blocks = blocks
+
+    def __call__(self, embeddings: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        images = args[0] if args else kwargs.get("pixel_values")
+        stride = getattr(patch_projection(embeddings), "stride", None)
+        # Frames and patches that are given as such have counts of their own.
+        if isinstance(images, Tensor) and images.dim() == 4 and isinstance(stride, tuple):
+            check_count(self.blocks, (images.shape[2] // stride[0]) * (images.shape[3] // stride[1]), out)
 
 
 def _check_tower(tower: Any) -> None:
@@ -166,17 +174,6 @@ def _check_tower(tower: Any) -> None:
     ratio = getattr(getattr(tower, "config", None), "mask_ratio", 0)
     if ratio and hasattr(tower.embeddings, "random_masking"):
         raise Unsupported(f"it leaves out patches at random (mask_ratio {ratio}), so that token counts are not known")
-
-
-def _check_outputs(module: Any) -> None:
-    """Raises Unsupported where a model's own forward collects the tokens of several blocks."""
-    for holder, names in ((module, _READS_BETWEEN), (module.config, _CONFIG_READS_BETWEEN)):
-        for name in names:
-            if getattr(holder, name, None) is not None:
-                raise Unsupported(
-                    f"its {type(module).__name__} reads the tokens of several blocks (`{name}`), which would be of "
-                    "different numbers"
-                )
 
 
 def _projections(block: Any) -> tuple[Any, Any]:
@@ -202,34 +199,3 @@ def _dense(holder: Any) -> Any:
     """An output projection of older releases: `dense`, then `dropout`; None where there is no `dense`."""
     dense = getattr(holder, "dense", None)
     return None if dense is None else lambda x: optional(holder, "dropout")(dense(x))
-
-
-def _around(model: nn.Module, tower: nn.Module) -> list[Any]:
-    """The models with a configuration on the way from `model` to the tower, both included."""
-    return [one for one in model.modules() if "config" in one.__dict__ and any(part is tower for part in one.modules())]
-
-
-def _records(module: Any, tower: nn.Module) -> bool:
-    """Whether a model collects outputs of the tower's layers by hooks on their class, as releases from 4.56 on do."""
-    recorded = getattr(module, "_can_record_outputs", None) or {}
-    found = recorded.get("hidden_states")
-    block = original_class(block_in(next(tower_layers(tower).children())))
-    for one in found if isinstance(found, (list, tuple)) else (found,):
-        kind = getattr(one, "target_class", one)
-        if isinstance(kind, type) and issubclass(block, kind):
-            return True
-    return False
-
-
-def _restored(module: nn.Module, asked: Any) -> bool:
-    """Whether the hidden states that are asked for, all (True) or by their places, are of full length where read."""
-    blocks = next((part for part in module.modules() if isinstance(part, PooledList)), None)
-    if blocks is None or blocks.plan.last_read is None:
-        return False
-    if asked is True:
-        return True
-    # 0 are the embeddings', -1 the last block's.
-    depth = len(blocks)
-    whole = {0, *range(blocks.plan.last_read + 1, depth + 1)}
-    places = [asked] if isinstance(asked, int) else asked
-    return all((place + depth + 1 if place < 0 else place) in whole for place in places)

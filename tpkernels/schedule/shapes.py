@@ -110,6 +110,12 @@ def has_patches(embeddings: Any) -> bool:
     return _patches_of(embeddings) is not None
 
 
+def patch_projection(embeddings: Any) -> Any:
+    """The layer that projects the patches in transformers' embeddings."""
+    patches = _patches_of(embeddings)
+    return _base_of(getattr(patches, "projection", patches))
+
+
 def tower_layers(tower: Any) -> Any:
     """The layers of a vision tower: `layers` or `layer` of itself or of its `encoder`; None where it has none."""
     for holder in (tower, getattr(tower, "encoder", None)):
@@ -121,7 +127,10 @@ def tower_layers(tower: Any) -> Any:
 
 
 def tower_prefix(tower: Any) -> int:
-    """Class, distillation and register tokens of a vision tower."""
+    """Class, distillation and register tokens of a vision tower, and others that it counts itself."""
+    told = getattr(tower, "num_prefix_tokens", None)
+    if isinstance(told, int):
+        return told
     embeddings = tower.embeddings
     names = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
     tokens = [getattr(embeddings, name, None) for name in names]
@@ -177,7 +186,7 @@ def _read_torchvision(model: Any) -> ViTShape:
 def _read_transformers(model: Any) -> ViTShape:
     tower = vision_tower(model)
     patches = _patches_of(tower.embeddings)
-    projection = _base_of(getattr(patches, "projection", patches)).weight
+    projection = patch_projection(tower.embeddings).weight
     dim = int(projection.shape[0])
     prefix = tower_prefix(tower)
     heads = ("classifier", "cls_classifier", "distillation_classifier", "visual_projection")
