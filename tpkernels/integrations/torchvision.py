@@ -45,6 +45,13 @@ class Torchvision(Family):
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         attn = block.self_attention
+        if not isinstance(attn, nn.MultiheadAttention):
+            kind = type(attn)
+            raise RuntimeError(
+                "self_attention of a patched model's block must be an nn.MultiheadAttention, as it was when the model "
+                f"was patched, got {kind.__module__}.{kind.__qualname__}, which pooling would pass by: merge adapters "
+                "into it, or tpkernels.unpatch the model"
+            )
         if attn.in_proj_weight.is_meta and not x.is_meta:
             raise RuntimeError(
                 f"{type(attn).__name__}: a patched model's attention must hold its weights in memory, got offloaded "
