@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..functional import unpool
 from ..modules import TokenPool, with_prefix
 from ..names import PRUNERS
+from .forwards import check_uncalled
 from .plan import Checkpoint, Family, Plan
 from .source_map import compose
 
@@ -70,6 +71,7 @@ class Turn:
         if self.pool is None and (sizes is None or not plan.proportional):
             x = tokens_of(forward(x, *args, **kwargs))
         else:
+            check_uncalled(plan.family.uncalled(block), block.tpkernels_patched)
             x, sizes, label = run_block(
                 plan.family, block, x, sizes, pool=self.pool, proportional=plan.proportional, position=plan.position,
                 grid_size=self.grid_size,
@@ -136,7 +138,7 @@ def _make_class(original: type[nn.Module]) -> type[nn.Module]:
         if tpkernels_turn is not None:
             return tpkernels_turn.take(self, original.forward, args[0], args[1:], kwargs)
         # A bound forward can outlive `unpatch` in a wrapper.
-        if getattr(self, "tpkernels_patched", False):
+        if "tpkernels_patched" in self.__dict__:
             raise RuntimeError(
                 f"{original.__name__}: a block of a model that is patched with tpkernels.patch must be run by the "
                 "model's own call of all its blocks, got a call of its own, which would pool nothing: call the model "

@@ -70,7 +70,7 @@ class PooledList(Unscriptable, nn.ModuleList):
     waiting: set[int]
 
     def __iter__(self) -> Iterator[Any]:
-        if self.waiting and (_COMPILER in self.waiting or _thread() in self.waiting):
+        if plan_of(self) is not None and (_COMPILER in self.waiting or _thread() in self.waiting):
             return iter((partial(_run_waiting, self),))
         return super().__iter__()
 
@@ -126,12 +126,13 @@ def _started(blocks: Any) -> bool:
 
 def plan_of(container: nn.Module | None) -> Plan | None:
     """The plan of a patched container; None where there is none."""
-    return container.plan if isinstance(container, (PooledSequential, PooledList)) else None
+    return container.__dict__.get("plan") if isinstance(container, (PooledSequential, PooledList)) else None
 
 
 def _containers(caller: nn.Module) -> list[PooledSequential | PooledList]:
     # Found anew, since a shortened model has other ones.
-    return [part for part in caller.children() if isinstance(part, (PooledSequential, PooledList))]
+    found = [part for part in caller.children() if isinstance(part, (PooledSequential, PooledList))]
+    return [part for part in found if plan_of(part) is not None]
 
 
 def _thread() -> int:
@@ -140,7 +141,7 @@ def _thread() -> int:
 
 def _cut(container: Any, part: Any, index: Any) -> Any:
     """Gives a slice of a container its part of the plan."""
-    if isinstance(index, slice):
+    if isinstance(index, slice) and plan_of(container) is not None:
         part.plan, part.tower = container.plan.cut(index), container.tower
         part.trace, part.checkpointing, part.waiting = None, container.checkpointing, set()
     return part

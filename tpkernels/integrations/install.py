@@ -10,6 +10,7 @@ from torch import nn
 from ..schedule.shapes import block_in
 from .block import original_class, pooled_class
 from .containers import CONTAINERS, ORIGINALS, Tower, begin_call, end_call, plan_of
+from .forwards import is_bound
 from .plan import Family, Plan
 
 
@@ -27,7 +28,7 @@ class Guard:
 
 def install(tower: nn.Module, container: nn.Module, plan: Plan, guarded: list[nn.Module]) -> None:
     """Makes the blocks of an unpatched container run by the plan."""
-    family, pooled = plan.family, _as(container, CONTAINERS[type(container)])
+    family, pooled = plan.family, _as(container, CONTAINERS.get(type(container), type(container)))
     pooled.plan, pooled.tower, pooled.trace, pooled.checkpointing = plan, Tower(tower), None, False
     pooled.waiting = set()
     for child in container.children():
@@ -35,7 +36,7 @@ def install(tower: nn.Module, container: nn.Module, plan: Plan, guarded: list[nn
         # A block that stands at two places is one.
         if not getattr(block, "tpkernels_patched", False):
             _as(block, pooled_class(type(block)))
-            block.tpkernels_patched = True
+            block.tpkernels_patched = tuple(type(part) for part in family.uncalled(block))
     caller = next(part for part in tower.modules() if any(child is container for child in part.children()))
     caller.register_forward_pre_hook(begin_call)
     caller.register_forward_hook(end_call, always_call=True)
@@ -50,34 +51,30 @@ def uninstall(model: nn.Module, container: Any) -> None:
     for module in (*model.modules(), *tower.modules()):
         _remove_hooks(module, container)
     plan.family.give_back(tower)
-    for child in container.children():
-        block: Any = block_in(child)
-        if getattr(block, "tpkernels_patched", False):
-            del block.tpkernels_patched
-            # What has been made of the class since, such as FSDP's, stays, and runs the block's own forward.
+    give_back(container)
+    del container.plan, container.tower, container.trace, container.checkpointing, container.waiting
+    # A class that was made of this one since, such as FSDP's, stays, and runs the blocks as ever.
+    if type(container) in ORIGINALS:
+        _as(container, ORIGINALS[type(container)])
+
+
+def give_back(model: nn.Module) -> None:
+    """Gives every patched block in a module its own forward again, wherever it stands by now."""
+    for block in model.modules():
+        held: Any = block
+        if "tpkernels_patched" in block.__dict__:
+            del held.tpkernels_patched
             if type(block) is pooled_class(original_class(block)):
                 _as(block, original_class(block))
-    del container.plan, container.tower, container.trace, container.checkpointing, container.waiting
-    _as(container, ORIGINALS[type(container)])
-
-
-def own_forward(module: nn.Module) -> bool:
-    """Whether a forward is set on the module itself that does more than call its class', or accelerate's way to it."""
-    own = module.__dict__.get("forward")
-    return not (own is None or _is_bound(own, module) or _is_bound(module.__dict__.get("_old_forward"), module))
 
 
 def _as(module: Any, cls: type[nn.Module]) -> Any:
     """Changes a module's class, also for bound forwards that are kept on it: accelerate's hooks call them."""
-    bound = [name for name in ("forward", "_old_forward") if _is_bound(module.__dict__.get(name), module)]
+    bound = [name for name in ("forward", "_old_forward") if is_bound(module.__dict__.get(name), module)]
     module.__class__ = cls
     for name in bound:
         module.__dict__[name] = MethodType(cls.forward, module)
     return module
-
-
-def _is_bound(method: Any, module: nn.Module) -> bool:
-    return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is type(module).forward
 
 
 def _remove_hooks(module: nn.Module, container: nn.Module) -> None:

@@ -17,7 +17,7 @@ from ..schedule.file import read_tokens
 from ..schedule.keep import keep_by_block, resolve_budget_ratio
 from ..schedule.shapes import ViTShape
 from .containers import plan_of
-from .install import install, uninstall
+from .install import give_back, install, uninstall
 from .plan import Plan
 from .towers import patched_in, read_tower
 
@@ -158,6 +158,9 @@ def unpatch(model: Model, *, tower: str | None = None) -> Model:
         )
     for found in patched_in(model, tower):
         uninstall(model, found.container)
+    if tower is None:
+        # Blocks that were taken out of their container.
+        give_back(model)
     return model
 
 

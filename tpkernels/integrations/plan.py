@@ -81,6 +81,10 @@ class Family:
         """
         raise NotImplementedError
 
+    def uncalled(self, block: Any) -> tuple[nn.Module, ...]:
+        """The modules of a block whose parts `attention` and `mlp` call in place of themselves."""
+        raise NotImplementedError
+
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         """The MLP half of a block from its own submodules, without the residual connection."""
         raise NotImplementedError

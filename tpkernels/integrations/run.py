@@ -77,7 +77,7 @@ def _children(container: nn.Module, plan: Plan) -> list[nn.Module]:
     """The blocks, or what wraps them, as `patch` saw them."""
     # Not `children()`, which leaves out a block that stands at two places.
     children = [child for child in container._modules.values() if child is not None]
-    strangers = [child for child in children if not hasattr(type(block_in(child)), "tpkernels_original")]
+    strangers = [child for child in children if not _holds_block(child)]
     if strangers or len(children) != len(plan.pools):
         got = f"one of class {type(strangers[0]).__name__}" if strangers else f"{len(children)} of {len(plan.pools)}"
         raise RuntimeError(
@@ -85,6 +85,11 @@ def _children(container: nn.Module, plan: Plan) -> list[nn.Module]:
             f"{got}: patch again after exchanging, adding or removing blocks"
         )
     return children
+
+
+def _holds_block(child: nn.Module) -> bool:
+    """Whether a container's child is a patched block, or has one in it."""
+    return any("tpkernels_patched" in part.__dict__ for part in child.modules())
 
 
 def _call(child: nn.Module, turn: Turn, x: Tensor, args: Any, kwargs: Any) -> Tensor:

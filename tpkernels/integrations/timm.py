@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..schedule.shapes import block_in, timm_prefix
 from .attend import attend_heads, optional, probability_dropped
 from .containers import PooledSequential
+from .forwards import between_hooks
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
 from .run import refuse_jit
@@ -35,7 +36,7 @@ class Timm(Family):
         if inside and "patch_embed" not in module._modules:
             return None
         # No other subclass: its forward may do more than run the blocks in order.
-        return blocks if type(blocks) in (nn.Sequential, PooledSequential) else None
+        return blocks if type(blocks) is nn.Sequential or isinstance(blocks, PooledSequential) else None
 
     def check(self, tower: nn.Module, model: nn.Module) -> None:
         blocks = [block_in(child) for child in tower.blocks.children()]  # type: ignore[union-attr]
@@ -58,21 +59,15 @@ class Timm(Family):
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         attn = block.attn
-        x = block.norm1(x)
-        b, n, _ = x.shape
-        qkv = attn.qkv(x)
-        qkv = qkv.reshape(b, n, 3, attn.num_heads, qkv.shape[2] // (3 * attn.num_heads))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = optional(attn, "q_norm")(q), optional(attn, "k_norm")(k)
-        dropout = probability_dropped(attn, getattr(attn, "attn_drop", None))
-        scale = getattr(attn, "scale", None)
-        out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout, scale=scale)
-        out = optional(attn, "norm")(out)
-        gate = getattr(attn, "gate", None)
-        if gate is not None:
-            out = out * gate(x).sigmoid()
-        update = optional(attn, "proj_drop")(attn.proj(out))
-        return Attended(_drop_path(block, 1)(optional(block, "ls1")(update)), significance, k)
+
+        def attend(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+            return _attend(attn, x, sizes, scores)
+
+        update, significance, keys = between_hooks(attn, attend, block.norm1(x))
+        return Attended(_drop_path(block, 1)(optional(block, "ls1")(update)), significance, keys)
+
+    def uncalled(self, block: Any) -> tuple[nn.Module, ...]:
+        return (block.attn,)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return _drop_path(block, 2)(optional(block, "ls2")(block.mlp(block.norm2(x))))
@@ -142,6 +137,24 @@ def _check_embedding(tower: nn.Module) -> None:
 def _drop_path(block: nn.Module, place: int) -> Any:
     # Older versions have one module for both places.
     return optional(block, f"drop_path{place}", "drop_path")
+
+
+def _attend(attn: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What timm's attention returns, from its parts; the significance, and the keys."""
+    b, n, _ = x.shape
+    qkv = attn.qkv(x)
+    qkv = qkv.reshape(b, n, 3, attn.num_heads, qkv.shape[2] // (3 * attn.num_heads))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = optional(attn, "q_norm")(q), optional(attn, "k_norm")(k)
+    dropout = probability_dropped(attn, getattr(attn, "attn_drop", None))
+    scale = getattr(attn, "scale", None)
+    out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout, scale=scale)
+    out = optional(attn, "norm")(out)
+    gate = getattr(attn, "gate", None)
+    if gate is not None:
+        out = out * gate(x).sigmoid()
+    update = optional(attn, "proj_drop")(attn.proj(out))
+    return update, significance, k
 
 
 def _lacking(block: Any) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..schedule.shapes import block_in
 from .attend import attend_heads, probability_dropped
 from .containers import PooledSequential
+from .forwards import between_hooks
 from .plan import Attended, Facts, Family, Unsupported
 
 
@@ -21,7 +22,7 @@ class Torchvision(Family):
     def find(self, module: nn.Module, *, inside: bool = False) -> nn.Module | None:
         encoder = module._modules.get("encoder")
         layers = None if encoder is None or "conv_proj" not in module._modules else encoder._modules.get("layers")
-        return layers if type(layers) in (nn.Sequential, PooledSequential) else None
+        return layers if type(layers) is nn.Sequential or isinstance(layers, PooledSequential) else None
 
     def check(self, tower: Any, model: nn.Module) -> None:
         for block in map(block_in, tower.encoder.layers.children()):
@@ -45,28 +46,38 @@ class Torchvision(Family):
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
         attn = block.self_attention
-        if not isinstance(attn, nn.MultiheadAttention):
-            kind = type(attn)
-            raise RuntimeError(
-                "self_attention of a patched model's block must be an nn.MultiheadAttention, as it was when the model "
-                f"was patched, got {kind.__module__}.{kind.__qualname__}, which pooling would pass by: merge adapters "
-                "into it, or tpkernels.unpatch the model"
-            )
-        if attn.in_proj_weight.is_meta and not x.is_meta:
-            raise RuntimeError(
-                f"{type(attn).__name__}: a patched model's attention must hold its weights in memory, got offloaded "
-                "ones: dispatch it to devices without offloading"
-            )
-        x = block.ln_1(x)
-        b, n, _ = x.shape
-        qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-        q, k, v = qkv.reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = probability_dropped(attn, attn.dropout)
-        out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout)
-        return Attended(block.dropout(attn.out_proj(out)), significance, k)
+
+        def attend(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+            return _attend(attn, x, sizes, scores)
+
+        update, significance, keys = between_hooks(attn, attend, block.ln_1(x), copies=3, wraps=True)
+        return Attended(block.dropout(update), significance, keys)
+
+    def uncalled(self, block: Any) -> tuple[nn.Module, ...]:
+        return (block.self_attention,)
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return block.mlp(block.ln_2(x))
 
     def norm2(self, block: Any) -> nn.Module:
         return block.ln_2
+
+
+def _attend(
+    attn: nn.MultiheadAttention, x: Tensor, sizes: Tensor | None, scores: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What torch's attention returns, from its weights; the significance, and the keys."""
+    weight = attn.in_proj_weight
+    assert weight is not None
+    if weight.is_meta and not x.is_meta:
+        raise RuntimeError(
+            f"{type(attn).__name__}: a patched model's attention must hold its weights in memory, got offloaded "
+            "ones: dispatch it to devices without offloading"
+        )
+    b, n, _ = x.shape
+    qkv = F.linear(x, weight, attn.in_proj_bias)
+    q, k, v = qkv.reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    dropout = probability_dropped(attn, attn.dropout)
+    out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout)
+    # As torch does, which reads the projection's weights, and passes by what else is in it, such as adapters.
+    return F.linear(out, attn.out_proj.weight, attn.out_proj.bias), significance, k

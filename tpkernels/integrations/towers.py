@@ -10,8 +10,8 @@ from torch import nn
 
 from ..schedule.shapes import ViTShape, block_in
 from .block import original_class
-from .containers import PooledList, PooledSequential
-from .install import own_forward
+from .containers import plan_of
+from .forwards import own_forward, passed_by
 from .plan import Family, Unsupported
 from .probe import check_block, check_held_positions
 from .timm import Timm
@@ -56,7 +56,7 @@ def patched_in(model: Any, tower: str | None = None) -> list[Found]:
     if not isinstance(model, nn.Module):
         return []
     part = model if tower is None else submodule(model, tower)
-    return [one for one in towers_in(part) if isinstance(one.container, (PooledSequential, PooledList))]
+    return [one for one in towers_in(part) if plan_of(one.container) is not None]
 
 
 def submodule(model: nn.Module, tower: str) -> nn.Module:
@@ -128,12 +128,15 @@ def _read(found: Found, model: nn.Module) -> Read:
         shape = family.shape(found.tower, model)
     except TypeError as error:
         raise Unsupported(str(error)) from error
-    for module in (container, *blocks):
-        if own_forward(module):
+    uncalled = [part for block in blocks for part in family.uncalled(block)]
+    for module in (container, *blocks, *uncalled):
+        own = "a forward of its own, set on the instance" if own_forward(module) else None
+        if own or (module in uncalled and (own := passed_by(module))):
             raise Unsupported(
-                f"its {original_class(module).__name__} has a forward of its own, set on the instance, which patching "
-                "would pass by: patch the model first"
+                f"its {original_class(module).__name__} has {own}, which patching would pass by: patch the model first"
             )
+    if any(type(parameter).__name__ == "DTensor" for block in blocks for parameter in block.parameters()):
+        raise Unsupported("its weights are sharded (DTensor): patch it before fully_shard or tensor parallelism")
     # One block of each kind: blocks of one kind differ in their weights alone.
     kinds = {tuple(original_class(part) for part in block.modules()): block for block in blocks}
     tuples = [check_block(family, block, shape.dim) for block in kinds.values()]

@@ -24,6 +24,7 @@ from ..schedule.shapes import (
 from .attend import attend_heads, optional, probability_dropped
 from .collected import around, check_outputs, last_read, records, restored
 from .containers import PooledList
+from .forwards import between_hooks
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
 from .run import check_count, refuse_jit
@@ -32,6 +33,9 @@ _NORM1 = ("layernorm_before", "norm1", "layer_norm1")
 _NORM2 = ("layernorm_after", "norm2", "layer_norm2")
 _ATTENTION = ("attention", "self_attn")
 _LONG = ("query", "key", "value")
+
+# How the names of transformers' softmax attentions begin; others may be registered that compute something else.
+_SOFTMAX = ("eager", "sdpa", "flash_attention", "flex_attention", "kernels-community/")
 
 # Parts that a tower, its encoder and its embeddings may have. Any other may add tokens beside an image's, or call the
 # blocks in another way than one after another.
@@ -56,7 +60,7 @@ class Transformers(Family):
         if not has_patches(module._modules.get("embeddings")):
             return None
         layers = tower_layers(module)
-        return layers if type(layers) in (nn.ModuleList, PooledList) else None
+        return layers if type(layers) is nn.ModuleList or isinstance(layers, PooledList) else None
 
     def check(self, tower: nn.Module, model: nn.Module) -> None:
         for block in map(block_in, tower_layers(tower).children()):
@@ -71,6 +75,9 @@ class Transformers(Family):
                 raise Unsupported(
                     f"its {type(outer).__name__} has not one linear layer each for q, k, v and the output"
                 )
+            kind = getattr(getattr(core, "config", None), "_attn_implementation", None) or "eager"
+            if not _is_softmax(kind):
+                raise Unsupported(f"its attention is {kind!r}, and what that computes is not known")
         _check_tower(tower)
         for module in around(model, tower):
             check_outputs(module)
@@ -86,18 +93,22 @@ class Transformers(Family):
         return last_read(tower, model)
 
     def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
-        core, project = _projections(block)
-        heads = _first(core, "num_attention_heads", "num_heads")
-        x = optional(block, *_NORM1)(x)
-        q, k, v = (part(x).unflatten(2, (heads, -1)).transpose(1, 2) for part in _qkv(core))
-        # The dropout is a number in ViT's and DINOv2's attention, a module in older releases.
-        dropout = probability_dropped(core, _first(core, "attention_dropout", "dropout_prob", "dropout"))
-        scale = _first(core, "scaling", "scale")
-        out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout, scale=scale)
-        update = project(out)
+        outer = optional(block, *_ATTENTION)
+
+        def attend(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+            return _attend(block, x, sizes, scores)
+
+        update, significance, keys = between_hooks(outer, attend, optional(block, *_NORM1)(x), wraps=True)
         for name in ("layer_scale1", "drop_path", "dropout"):
             update = optional(block, name)(update)
-        return Attended(update, significance, k)
+        return Attended(update, significance, keys)
+
+    def uncalled(self, block: Any) -> tuple[nn.Module, ...]:
+        outer = optional(block, *_ATTENTION)
+        # Older releases: projections inside, output beside them, and the MLP's second half in a module of its own.
+        parts = [outer, getattr(outer, "attention", None), getattr(outer, "output", None)]
+        parts += [] if hasattr(block, "mlp") else [getattr(block, "output", None)]
+        return tuple(part for part in parts if isinstance(part, nn.Module))
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         x = optional(block, *_NORM2)(x)
@@ -174,6 +185,28 @@ def _check_tower(tower: Any) -> None:
     ratio = getattr(getattr(tower, "config", None), "mask_ratio", 0)
     if ratio and hasattr(tower.embeddings, "random_masking"):
         raise Unsupported(f"it leaves out patches at random (mask_ratio {ratio}), so that token counts are not known")
+
+
+def _attend(block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What the attention of a layer returns, from its parts; the significance, and the keys."""
+    core, project = _projections(block)
+    kind = getattr(getattr(core, "config", None), "_attn_implementation", None) or "eager"
+    if not _is_softmax(kind):
+        raise RuntimeError(
+            f"_attn_implementation: expected softmax attention ({', '.join(_SOFTMAX)}) in a patched model, which "
+            f"computes it by itself, got {kind!r}"
+        )
+    heads = _first(core, "num_attention_heads", "num_heads")
+    q, k, v = (part(x).unflatten(2, (heads, -1)).transpose(1, 2) for part in _qkv(core))
+    # The dropout is a number in ViT's and DINOv2's attention, a module in older releases.
+    dropout = probability_dropped(core, _first(core, "attention_dropout", "dropout_prob", "dropout"))
+    scale = _first(core, "scaling", "scale")
+    out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout, scale=scale)
+    return project(out), significance, k
+
+
+def _is_softmax(kind: str) -> bool:
+    return kind.removeprefix("paged|").startswith(_SOFTMAX)
 
 
 def _projections(block: Any) -> tuple[Any, Any]:

@@ -220,18 +220,23 @@ def _tower_patches(embeddings: Any, patches: Any, projection: Any, prefix: int) 
     positions = getattr(embeddings, "position_embeddings", None)
     if positions is not None and positions.dim() == 3:
         return int(positions.shape[1]) - prefix
-    side = int(embeddings.image_size) // int(projection.shape[-1])
-    return side * side
+    size = getattr(embeddings, "image_size", None)
+    if not isinstance(size, int):
+        raise ValueError(f"its {type(embeddings).__name__} does not say how many patches an image has")
+    return (size // int(projection.shape[-1])) ** 2
 
 
 def _mlp_ratio(blocks: Any, dim: int) -> float:
-    weights = {_mlp_size(block_in(child)) for child in blocks}
+    weights = {_mlp_size(block) for block in blocks}
     if len(weights) != 1:
         raise ValueError(f"its blocks' MLPs have {sorted(weights)} weights, not one number")
     return weights.pop() / (2 * dim**2)
 
 
 def _mlp_size(block: Any) -> int:
+    if not hasattr(block, "mlp") and not hasattr(block, "intermediate"):
+        # It is in a wrapper that does not pass its attributes on.
+        block = block_in(block)
     if hasattr(block, "mlp"):
         return _matrix_size(block.mlp)
     # Older releases of transformers keep the two halves apart.
