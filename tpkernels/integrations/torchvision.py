@@ -79,5 +79,8 @@ def _attend(
     q, k, v = qkv.reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     dropout = probability_dropped(attn, attn.dropout)
     out, significance = attend_heads(q, k, v, sizes, scores=scores, dropout=dropout)
-    # As torch does, which reads the projection's weights, and passes by what else is in it, such as adapters.
-    return F.linear(out, attn.out_proj.weight, attn.out_proj.bias), significance, k
+    project = attn.out_proj
+    if not isinstance(project, nn.Linear):
+        # As torch does, which reads the weights of what stands for the layer, and passes by adapters in it.
+        return F.linear(out, project.weight, project.bias), significance, k
+    return project(out), significance, k

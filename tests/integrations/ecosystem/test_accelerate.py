@@ -104,3 +104,16 @@ def test_prepared_with_autocast(make_accelerator: Any, case: Case, order: str) -
     # What accelerate set on the model is its own to take away.
     unpatch(model)
     assert_plain(accelerator.unwrap_model(model, keep_fp32_wrapper=False), case)
+
+
+@pytest.mark.parametrize("case", LIBRARIES, indirect=True)
+def test_regions_compiled(accelerate: Any, case: Case) -> None:
+    torch._dynamo.reset()
+    model = accelerate.utils.compile_regions(patch(case.make(), 0.5), backend="eager")
+    if case.name in ("timm", "torchvision"):
+        assert_pools(model, case)
+    else:
+        # transformers' list is made anew, without what pools.
+        with pytest.raises(RuntimeError, match="must be run by the model's own call of all its blocks"):
+            logits(model)
+    assert_plain(unpatch(model), case)

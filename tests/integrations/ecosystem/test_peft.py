@@ -106,7 +106,7 @@ def test_attention_that_is_replaced_is_refused(peft: Any, case: Case) -> None:
     options = peft.LoraConfig(r=2, target_modules=["self_attention"], init_lora_weights=False)
     torch.manual_seed(3)
     model = peft.get_peft_model(patch(case.make(), 0.5), options).eval()
-    with pytest.raises(RuntimeError, match=r"must be an nn\.MultiheadAttention, .* got .*lora.*MultiheadAttention"):
+    with pytest.raises(RuntimeError, match=r"got .*lora.*MultiheadAttention in place of a MultiheadAttention"):
         ask(model)
     plain = ask(unpatch(model))
     assert (plain - case.plain).abs().max() > 1e-3
@@ -116,6 +116,23 @@ def test_attention_that_is_replaced_is_refused(peft: Any, case: Case) -> None:
     assert_plain(merged, case, expected=plain, exact=False)
     patch(merged, 0.5)
     assert_pools(merged, case, expected=ask(merged))
+
+
+@pytest.mark.parametrize("case", ["torchvision"], indirect=True)
+def test_adapters_that_torch_passes_by(peft: Any, case: Case) -> None:
+    # torch's MultiheadAttention reads the weights of its projection, not what an adapter adds.
+    config = peft.LoraConfig(target_modules=["out_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(patch(case.make(), 0.5), config)
+    assert_pools(model, case)
+    assert_plain(unpatch(model), case)
+
+
+@pytest.mark.parametrize("case", [VIT], indirect=True)
+def test_a_whole_block_that_is_saved(peft: Any, case: Case) -> None:
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["layers.3"])
+    model = peft.get_peft_model(patch(case.make(), 0.5), config)
+    assert_pools(model, case)
+    assert_plain(unpatch(model), case)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])

@@ -82,9 +82,26 @@ def test_sharded_after_patch(case: Case, checkpointing: bool) -> None:
 def test_sharded_before_patch_is_refused(case: Case) -> None:
     for model in (shard(case.make()), shard(patch(case.make(), 0.5))):
         unpatch(model)
-        with pytest.raises(TypeError, match=r"does not run as a pre-norm block \(.*DTensor"):
+        with pytest.raises(TypeError, match=r"weights are sharded \(DTensor\): patch it before fully_shard"):
             patch(model, 0.5)
         assert_plain(model, case)
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("part", ["container", "attention"])
+@pytest.mark.parametrize("case", LIBRARIES, indirect=True)
+def test_sharded_by_other_parts(case: Case, part: str) -> None:
+    model, mesh = patch(case.make(), 0.5), init_device_mesh("cpu", (1,))
+    found = towers_in(model)[0]
+    if part == "container" and isinstance(found.container, nn.ModuleList):
+        pytest.skip("fully_shard takes no lists")
+    blocks = list(found.container.children())
+    for module in [found.container] if part == "container" else [found.family.uncalled(block)[0] for block in blocks]:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert_pools(model, case)
+    assert schedule_of(model) == COUNTS
+    assert_plain(unpatch(model), case)
 
 
 @pytest.mark.usefixtures("group")
