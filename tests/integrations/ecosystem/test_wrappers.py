@@ -28,6 +28,8 @@ from tests.support.models import watch_mlps
 from tpkernels import patch, schedule_of, unpatch
 
 
+# pytest-xdist imports the modules of warnings in a process that cannot import all of these packages.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", FAMILIES, indirect=True)
 def test_lightning(lightning: Any, tmp_path: Path, case: Case) -> None:
     class Lit(lightning.LightningModule):
