@@ -300,6 +300,7 @@ def saved_bytes(model: nn.Module) -> tuple[int, Tensor]:
     return sum(storages.values()), torch.autograd.grad(loss, parameter, allow_unused=True)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("made", FAMILIES[:3], indirect=True)
 def test_blocks_compiled_in_place_stay_compiled(made: Any, order: str) -> None:

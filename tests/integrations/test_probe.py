@@ -10,7 +10,6 @@ import torch
 from deit.model import Attention, DeiT
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
-from torch.nn.utils import parametrizations, prune
 
 from tests.support.deit import make_model
 from tests.support.models import facts, make_timm, make_torchvision, make_transformers, mlp_tokens
@@ -48,58 +47,29 @@ class Adapted(nn.Module):
         return self.base_layer(x) + self.up(self.down(x))
 
 
-def prune_all(model: nn.Module) -> nn.Module:
-    for _, _, layer in linear_layers(model):
-        prune.l1_unstructured(layer, "weight", 0.3)
-    return model
-
-
-def norm_all(model: nn.Module) -> nn.Module:
-    for _, _, layer in linear_layers(model):
-        parametrizations.weight_norm(layer)
-    return model
-
-
 def adapt_all(model: nn.Module) -> nn.Module:
     for holder, name, layer in linear_layers(model):
         setattr(holder, name, Adapted(layer))
     return model
 
 
-CHANGES = {
-    "pruned": prune_all,
-    "weight norm": norm_all,
-    "adapted": adapt_all,
-    "quantized": lambda model: quantize_dynamic(model, {nn.Linear}),
-    "half": lambda model: model.to(torch.bfloat16),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("library", ["timm", "torchvision", "transformers"])
-def test_changed_weights(request: pytest.FixtureRequest, library: str, change: str) -> None:
-    dtype = torch.bfloat16 if change == "half" else torch.float32
-    images = torch.randn(2, 3, 32, 32).to(dtype)
+def test_any_layer_that_maps_channels_to_channels(request: pytest.FixtureRequest, library: str) -> None:
+    images = torch.randn(2, 3, 32, 32)
 
     def ask(model: nn.Module) -> Tensor:
         out: Any = model(images)
         return out if isinstance(out, Tensor) else out.logits
 
-    model = CHANGES[change](make(request, library))
-    # After a forward: pruning and weight norm leave computed weights behind.
+    model = adapt_all(make(request, library))
     expected = ask(model)
     patch(model, 0.5)
-    assert schedule_of(model) == [32, 16, 8, 4] and summary(model).macs.ratio < 0.6
-    base = make(request, library)
-    assert summary(model).macs.base == summary(patch(base, 0.5)).macs.base
-    assert mlp_tokens(model, lambda: ask(model)) == [33, 17, 9, 5]
+    assert schedule_of(model) == [32, 16, 8, 4] and mlp_tokens(model, lambda: ask(model)) == [33, 17, 9, 5]
+    # Adapters are not counted.
+    assert summary(model).macs == summary(patch(make(request, library), 0.5)).macs
     assert torch.equal(ask(unpatch(model)), expected)
-    # The other way round.
-    if change == "quantized" and library == "torchvision":
-        return
-    later = CHANGES[change](patch(make(request, library), 0.5))
+    later = adapt_all(patch(make(request, library), 0.5))
     assert mlp_tokens(later, lambda: ask(later)) == [33, 17, 9, 5]
-    assert torch.equal(ask(unpatch(later)), expected)
 
 
 @pytest.fixture

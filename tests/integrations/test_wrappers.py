@@ -34,7 +34,11 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize(
+    "wrap",
+    [pytest.param(wrap, marks=pytest.mark.slow if name == "torch.compile" else ()) for name, wrap in WRAPPERS.items()],
+    ids=WRAPPERS,
+)
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_a_wrapped_model_is_found(request: pytest.FixtureRequest, library: str, wrap: Any) -> None:
     package, images = request.getfixturevalue(library), torch.randn(2, 3, 32, 32)
@@ -58,8 +62,9 @@ def test_a_wrapped_model_is_found(request: pytest.FixtureRequest, library: str, 
         assert seen.layers == [0, 1, 2, 3]
         assert unpatch(outer) is outer
         assert torch.equal(ask(inner), plain) and torch.equal(ask(outer), plain)
-        # torch.compile leaves this on what it wraps.
-        inner.__dict__.pop("_is_torch_compile", None)
+        # What torch.compile, or accelerate's, leaves on what it wraps.
+        for name in ("_is_torch_compile", "_compile_kwargs"):
+            inner.__dict__.pop(name, None)
         assert facts(inner) == before
         assert unpatch(outer) is outer
 

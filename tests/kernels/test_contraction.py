@@ -60,6 +60,7 @@ def test_with_contraction_the_sum_would_be(launches: dict[bool, dict[int, list[s
     assert SUM in lines and any("fma" in name for names in launches[True].values() for name in names)
 
 
+@pytest.mark.slow
 def test_lanes_agree_on_the_sums_that_they_exchange() -> None:
     done = run("-m", "tests.support.lane_sums")
     assert done.returncode == 0, done.stderr[-3000:]

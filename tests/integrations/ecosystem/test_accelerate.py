@@ -13,6 +13,8 @@ from torch import nn
 from tests.support.ecosystem import FAMILIES, LABELS, LIBRARIES, Case, assert_plain, assert_pools, logits
 from tpkernels import patch, unpatch
 
+pytestmark = pytest.mark.slow
+
 # What is done one after another with a dispatched model: patch, dispatch, unpatch, remove the hooks.
 ORDERS = ("pd", "dp", "pdu", "dpu", "pdr", "dpr", "pdur", "pdru", "dpur", "dpru", "pudp", "dpup")
 PLACES = ("dispatched", "in memory", "on disk")

@@ -11,6 +11,8 @@ import torch
 from tests.support.ecosystem import CLIP, FAMILIES, VIT, Case, ask, assert_plain, assert_pools, logits
 from tpkernels import patch, schedule_of, summary, unpatch
 
+pytestmark = pytest.mark.slow
+
 ORDERS = ("model", "base model", "adapters last")
 TARGETS = {"timm": ["qkv"], "torchvision": ["mlp.0", "mlp.3"], VIT: ["q_proj", "v_proj"], CLIP: ["q_proj", "v_proj"]}
 KINDS = ("lora", "lora and head", "dora", "ia3", "oft")

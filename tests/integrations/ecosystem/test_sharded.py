@@ -22,6 +22,8 @@ from tpkernels import patch, schedule_of, summary, unpatch
 from tpkernels.integrations.towers import towers_in
 from tpkernels.schedule.shapes import block_in
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -26,7 +26,8 @@ from tests.support.ecosystem import (
 from tests.support.models import watch_mlps
 from tpkernels import patch, unpatch
 
-pytestmark = pytest.mark.usefixtures("accelerate")
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("accelerate")]
 STEPS, RATE = 2, 0.05
 
 

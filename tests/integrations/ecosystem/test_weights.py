@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations, prune
 from tests.support.ecosystem import COUNTS, FAMILIES, LIBRARIES, Case, ask, assert_plain, assert_pools, package
 from tpkernels import patch, schedule_of, summary, unpatch
 
+pytestmark = pytest.mark.slow
+
 
 def int8_weights(model: nn.Module) -> nn.Module:
     """torchao's weights of 8 bits."""

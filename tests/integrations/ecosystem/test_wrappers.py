@@ -27,6 +27,8 @@ from tests.support.ecosystem import (
 from tests.support.models import watch_mlps
 from tpkernels import patch, schedule_of, unpatch
 
+pytestmark = pytest.mark.slow
+
 
 # pytest-xdist imports the modules of warnings in a process that cannot import all of these packages.
 @pytest.mark.filterwarnings("ignore")
