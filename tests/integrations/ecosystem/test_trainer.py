@@ -26,7 +26,6 @@ from tests.support.ecosystem import (
 from tests.support.models import watch_mlps
 from tpkernels import patch, unpatch
 
-
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("accelerate")]
 STEPS, RATE = 2, 0.05
 
