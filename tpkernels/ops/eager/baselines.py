@@ -97,7 +97,12 @@ def grid(samples: Samples, k: int, grid_size: tuple[int, int] | None) -> Tensor:
 def _bands(height: int, width: int, k: int) -> int:
     """The number of bands nearest to `sqrt(k height / width)` whose cells all hold a token."""
     ideal = math.sqrt(k * height / width)
-    return min(range(-(-k // width), min(height, k) + 1), key=lambda bands: (abs(bands - ideal), bands))
+    # A loop, which a compiler that keeps sizes open goes through, and not the least of a range by a key.
+    best = least = -(-k // width)
+    for bands in range(least, min(height, k) + 1):
+        if abs(bands - ideal) < abs(best - ideal):
+            best = bands
+    return best
 
 
 def bipartite(
