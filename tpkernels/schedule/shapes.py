@@ -102,7 +102,8 @@ def vision_tower(model: Any) -> Any:
 def block_in(child: Any) -> Any:
     """The block in a container's child: checkpointing, compiling and sharding wrap a block in a module of one part."""
     parts = list(child.children())
-    return block_in(parts[0]) if len(parts) == 1 else child
+    # A list in a module of one part is a stage of several blocks.
+    return block_in(parts[0]) if len(parts) == 1 and not hasattr(parts[0], "__len__") else child
 
 
 def has_patches(embeddings: Any) -> bool:
