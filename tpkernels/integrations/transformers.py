@@ -75,8 +75,7 @@ class Transformers(Family):
                 raise Unsupported(
                     f"its {type(outer).__name__} has not one linear layer each for q, k, v and the output"
                 )
-            kind = getattr(getattr(core, "config", None), "_attn_implementation", None) or "eager"
-            if not _is_softmax(kind):
+            if (kind := _unknown_attention(core)) is not None:
                 raise Unsupported(f"its attention is {kind!r}, and what that computes is not known")
         _check_tower(tower)
         for module in around(model, tower):
@@ -190,8 +189,7 @@ def _check_tower(tower: Any) -> None:
 def _attend(block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the attention of a layer returns, from its parts; the significance, and the keys."""
     core, project = _projections(block)
-    kind = getattr(getattr(core, "config", None), "_attn_implementation", None) or "eager"
-    if not _is_softmax(kind):
+    if (kind := _unknown_attention(core)) is not None:
         raise RuntimeError(
             f"_attn_implementation: expected softmax attention ({', '.join(_SOFTMAX)}) in a patched model, which "
             f"computes it by itself, got {kind!r}"
@@ -205,8 +203,11 @@ def _attend(block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> tuple[
     return project(out), significance, k
 
 
-def _is_softmax(kind: str) -> bool:
-    return kind.removeprefix("paged|").startswith(_SOFTMAX)
+def _unknown_attention(core: Any) -> str | None:
+    """The name of an attention that need not be softmax; None where it is one of transformers' own."""
+    kind = getattr(getattr(core, "config", None), "_attn_implementation", None)
+    known = not isinstance(kind, str) or kind.removeprefix("paged|").startswith(_SOFTMAX)
+    return None if known else kind
 
 
 def _projections(block: Any) -> tuple[Any, Any]:
