@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .block import tokens_of
 from .plan import Plan
-from .run import run_blocks
+from .run import Run
 from .source_map import Trace
 
 
@@ -39,18 +40,23 @@ class PooledSequential(Unscriptable, nn.Sequential):
     """Blocks that are called as one: those of timm and torchvision.
 
     `plan` says what is pooled; `tower` is the model around; `trace` is what `tpkernels.trace` fills; `checkpointing`
-    recomputes activations block by block; `waiting` names the threads in a forward that has not run the blocks yet.
+    recomputes activations block by block; `calls` are the runs of the threads that are in a call of the model, None
+    before they begin.
     """
 
     plan: Plan
     tower: Tower
     trace: Trace | None
     checkpointing: bool
-    waiting: set[int]
+    calls: dict[int, Run | None]
 
     def forward(self, x: Tensor) -> Tensor:
         # A bound forward can outlive `unpatch` in a wrapper.
-        return _run_waiting(self, x) if "plan" in self.__dict__ else nn.Sequential.forward(self, x)
+        if plan_of(self) is None:
+            return nn.Sequential.forward(self, x)
+        for block in _run(self):
+            x = tokens_of(block(x))
+        return x
 
     def __getitem__(self, index: Any) -> Any:
         return _cut(self, super().__getitem__(index), index)
@@ -59,7 +65,7 @@ class PooledSequential(Unscriptable, nn.Sequential):
 class PooledList(Unscriptable, nn.ModuleList):
     """Blocks that the model calls one after another: those of transformers.
 
-    While a forward of that model waits for them, iterating gives one call of all blocks; otherwise the blocks, as
+    In a call of that model iterating gives the turns of a run, one a block, until it has begun; otherwise the blocks, as
     indices, `len` and `children()` do. See PooledSequential.
     """
 
@@ -67,11 +73,11 @@ class PooledList(Unscriptable, nn.ModuleList):
     tower: Tower
     trace: Trace | None
     checkpointing: bool
-    waiting: set[int]
+    calls: dict[int, Run | None]
 
     def __iter__(self) -> Iterator[Any]:
-        if plan_of(self) is not None and (_COMPILER in self.waiting or _thread() in self.waiting):
-            return iter((partial(_run_waiting, self),))
+        if plan_of(self) is not None and _waits(self):
+            return iter(_run(self))
         return super().__iter__()
 
     def __repr__(self) -> str:
@@ -86,42 +92,52 @@ ORIGINALS = {pooled: original for original, pooled in CONTAINERS.items()}
 
 # Stands for the thread while a compiler traces, which has no numbers of threads.
 _COMPILER = 0
+_NO_CALL = object()
 
 
 def begin_call(caller: nn.Module, _args: Any) -> None:
     """A forward pre-hook of the module that runs the blocks, or goes through them."""
     for blocks in _containers(caller):
-        blocks.waiting.add(_thread())
+        blocks.calls[_thread()] = None
 
 
 def end_call(caller: nn.Module, _args: Any, out: Any) -> None:
     """The forward hook that ends what `begin_call` began, also where the forward failed.
 
     Raises:
-        RuntimeError: the forward has a result without having run the blocks.
+        RuntimeError: the forward has a result without having run all the blocks.
     """
     for blocks in _containers(caller):
+        run = blocks.calls.get(_thread(), blocks.calls.get(_COMPILER))
+        # A forward of which a part was compiled may have begun as one thing and end as the other.
+        blocks.calls.pop(_COMPILER, None)
+        blocks.calls.pop(_thread(), None)
         # Of a forward that failed there is none.
-        if not _started(blocks) and out is not None:
+        if out is not None and (run is None or not run.done):
+            count = 0 if run is None else len(run.given) - 1
             raise RuntimeError(
                 f"{type(caller).__name__}: the forward of a model that is patched with tpkernels.patch must run all of "
-                "its blocks by one call, got one that took their parts, which pooled nothing: tpkernels.unpatch the "
-                "model, or let its forward call the blocks"
+                f"its blocks, got one that ran {count} of {len(blocks)}: one that takes their parts, or stops before "
+                "the last, cannot pool; tpkernels.unpatch the model, or let its forward call the blocks"
             )
 
 
-def _run_waiting(blocks: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    _started(blocks)
-    return run_blocks(blocks, x, *args, **kwargs)
+def _run(blocks: Any) -> list[Any]:
+    """The turns of a new run, to be called one after another."""
+    run = Run(blocks)
+    blocks.calls[_caller_of(blocks)] = run
+    return [partial(run.block, layer) for layer in range(len(run.children))]
 
 
-def _started(blocks: Any) -> bool:
-    """Whether the thread's call no longer waited for the blocks; it does not from now on."""
-    waited = _COMPILER in blocks.waiting or _thread() in blocks.waiting
-    # A forward of which a part was compiled may have begun as one thing and go on as the other.
-    blocks.waiting.discard(_COMPILER)
-    blocks.waiting.discard(_thread())
-    return not waited
+def _waits(blocks: Any) -> bool:
+    """Whether the thread is in a call of the model that has not begun with the blocks."""
+    run = blocks.calls.get(_caller_of(blocks), _NO_CALL)
+    return run is not _NO_CALL and (run is None or len(run.given) == 1)
+
+
+def _caller_of(blocks: Any) -> int:
+    """The thread in whose call of the model this is; a compiler may trace a part of a call that began outside of it."""
+    return next(iter(blocks.calls), _COMPILER) if torch.compiler.is_compiling() else _thread()
 
 
 def plan_of(container: nn.Module | None) -> Plan | None:
@@ -143,5 +159,5 @@ def _cut(container: Any, part: Any, index: Any) -> Any:
     """Gives a slice of a container its part of the plan."""
     if isinstance(index, slice) and plan_of(container) is not None:
         part.plan, part.tower = container.plan.cut(index), container.tower
-        part.trace, part.checkpointing, part.waiting = None, container.checkpointing, set()
+        part.trace, part.checkpointing, part.calls = None, container.checkpointing, {}
     return part

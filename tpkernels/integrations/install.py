@@ -30,7 +30,7 @@ def install(tower: nn.Module, container: nn.Module, plan: Plan, guarded: list[nn
     """Makes the blocks of an unpatched container run by the plan."""
     family, pooled = plan.family, _as(container, CONTAINERS.get(type(container), type(container)))
     pooled.plan, pooled.tower, pooled.trace, pooled.checkpointing = plan, Tower(tower), None, False
-    pooled.waiting = set()
+    pooled.calls = {}
     for child in container.children():
         block: Any = block_in(child)
         # A block that stands at two places is one.
@@ -52,7 +52,7 @@ def uninstall(model: nn.Module, container: Any) -> None:
         _remove_hooks(module, container)
     plan.family.give_back(tower)
     give_back(container)
-    del container.plan, container.tower, container.trace, container.checkpointing, container.waiting
+    del container.plan, container.tower, container.trace, container.checkpointing, container.calls
     # A class that was made of this one since, such as FSDP's, stays, and runs the blocks as ever.
     if type(container) in ORIGINALS:
         _as(container, ORIGINALS[type(container)])

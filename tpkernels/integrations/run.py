@@ -1,4 +1,4 @@
-"""One run of all blocks of a patched container."""
+"""One run of all blocks of a patched container, by the container or by a loop of the model's own forward."""
 
 from __future__ import annotations
 
@@ -24,30 +24,60 @@ _READ = {
 }  # fmt: skip
 
 
-def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """All blocks of a patched container on tokens x [B, N, D], prefix first.
-
-    Args:
-        args, kwargs: what the model gives each block beside its tokens.
-
-    Returns:
-        tokens [B, M, D], or the input's N where the plan restores them; in a tuple where the blocks return tuples.
+class Run:
+    """One run of all blocks of a patched container, one after another: sizes and sources pass from each to the next.
 
     Raises:
-        ValueError: a mask, positions or other tensors that attention reads, which pooling would not follow.
-        RuntimeError: tokens that the model does not tell about, or a block that is called but not run.
+        RuntimeError: while torch.jit traces, or blocks that are not those that `patch` saw.
     """
-    refuse_jit()
-    plan, facts = _plan_now(container)
-    args, kwargs = _without_masks(container, args, kwargs)
-    if facts.most_patches is not None:
-        check_count(container, facts.most_patches, x)
-    restores = plan.restores(facts)
-    last = len(plan.pools) - 1 if plan.last_read is None else plan.last_read
-    sizes: Tensor | None = None
-    source: Tensor | None = None
-    steps: list[Step] = []
-    for layer, (child, pool) in enumerate(zip(_children(container, plan), plan.pools, strict=True)):
+
+    def __init__(self, container: Any) -> None:
+        refuse_jit()
+        self.container = container
+        self.plan, self.facts = _plan_now(container)
+        self.children = _children(container, self.plan)
+        self.restores = self.plan.restores(self.facts)
+        self.last = len(self.children) - 1 if self.plan.last_read is None else self.plan.last_read
+        self.steps: list[Step] = []
+        # What each block is given, the next one last: its tokens, their sizes and sources. A block that is recomputed is
+        # given the same again.
+        self.given: list[tuple[int | None, Tensor | None, Tensor | None]] = [(None, None, None)]
+
+    @property
+    def done(self) -> bool:
+        """Whether every block has had its turn."""
+        return len(self.given) > len(self.children)
+
+    def block(self, layer: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The block's turn on tokens x [B, N, D], prefix first.
+
+        Args:
+            args, kwargs: what the model gives the block beside its tokens.
+
+        Returns:
+            tokens [B, M, D], or the run's first N after the block that restores them; in a tuple where the blocks
+            return tuples.
+
+        Raises:
+            ValueError: a mask, positions or other tensors that attention reads, which pooling would not follow.
+            RuntimeError: a block out of order or on other tokens than the last one left, tokens that the model does not
+                tell about, or a block that is called but not run.
+        """
+        plan, container = self.plan, self.container
+        if isinstance(x, torch.fx.Proxy):
+            raise RuntimeError("torch.fx must not trace a model that is patched with tpkernels.patch: use torch.export")
+        again = layer + 1 < len(self.given)
+        if layer >= len(self.given) or (self.given[layer][0] is not None and self.given[layer][0] != x.shape[1]):
+            raise RuntimeError(
+                f"{type(container).__name__}: the blocks of a model that is patched with tpkernels.patch must be called "
+                f"in their order, each on what the last one left, got block {layer} on {x.shape[1]} tokens after "
+                f"{len(self.given) - 1} blocks: a forward that skips blocks cannot pool"
+            )
+        args, kwargs = _without_masks(container, args, kwargs)
+        if layer == 0 and self.facts.most_patches is not None:
+            check_count(container, self.facts.most_patches, x)
+        _, sizes, source = self.given[layer]
+        child, pool = self.children[layer], plan.pools[layer]
         patches = x.shape[1] - plan.num_prefix_tokens
         pools = pool is not None and pool.pools(x.shape[0], patches)
         turn = Turn(
@@ -55,29 +85,32 @@ def run_blocks(container: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
             pool if pools else None,
             sizes,
             source,
-            follows=restores or container.trace is not None,
-            restores=restores and layer == last,
-            grid_size=None if pool is None else _grid_now(pool, facts, patches),
+            follows=self.restores or container.trace is not None,
+            restores=self.restores and layer == self.last,
+            grid_size=None if pool is None else _grid_now(pool, self.facts, patches),
             checkpoint=plan.family.checkpoint(container, block_in(child)),
         )
         x = _call(child, turn, x, args, kwargs)
-        sizes, source = turn.sizes, turn.source
-        if pools and container.trace is not None:
-            assert source is not None
-            steps.append((layer, source, sizes))
-        if turn.restores:
-            sizes = source = None
-    if container.trace is not None:
-        # At the end, since checkpointing stops a forward that it recomputes before its end.
-        container.trace.hold(steps)
-    return (x,) if plan.returns_tuples else x
+        if not again:
+            self._leave(layer, turn, x, pools)
+        return (x,) if plan.returns_tuples else x
+
+    def _leave(self, layer: int, turn: Turn, x: Tensor, pools: bool) -> None:
+        if pools and self.container.trace is not None:
+            assert turn.source is not None
+            self.steps.append((layer, turn.source, turn.sizes))
+        restored = turn.restores
+        self.given.append((x.shape[1], None if restored else turn.sizes, None if restored else turn.source))
+        if self.done and self.container.trace is not None:
+            # At the end, since checkpointing stops a forward that it recomputes before its end.
+            self.container.trace.hold(self.steps)
 
 
 def _children(container: nn.Module, plan: Plan) -> list[nn.Module]:
     """The blocks, or what wraps them, as `patch` saw them."""
     # Not `children()`, which leaves out a block that stands at two places.
     children = [child for child in container._modules.values() if child is not None]
-    strangers = [child for child in children if not _holds_block(child)]
+    strangers = [child for child in children if not _takes_turns(child)]
     if strangers or len(children) != len(plan.pools):
         got = f"one of class {type(strangers[0]).__name__}" if strangers else f"{len(children)} of {len(plan.pools)}"
         raise RuntimeError(
@@ -87,15 +120,20 @@ def _children(container: nn.Module, plan: Plan) -> list[nn.Module]:
     return children
 
 
-def _holds_block(child: nn.Module) -> bool:
+def _takes_turns(child: nn.Module) -> bool:
     """Whether a container's child is a patched block, or has one in it."""
+    if "tpkernels_patched" in child.__dict__:
+        return hasattr(type(child), "tpkernels_original")
     return any("tpkernels_patched" in part.__dict__ for part in child.modules())
 
 
 def _call(child: nn.Module, turn: Turn, x: Tensor, args: Any, kwargs: Any) -> Tensor:
     """The tokens of a block that takes its turn when it is called."""
-    if not torch.compiler.is_compiling() and "forward" in child.__dict__:
-        _check_own_forward(child)
+    if not torch.compiler.is_compiling():
+        if "forward" in child.__dict__:
+            _check_passes_on(child, child.__dict__["forward"])
+        elif "tpkernels_patched" not in child.__dict__:
+            _check_passes_on(child, type(child).forward)
     x = tokens_of(child(x, *args, tpkernels_turn=turn, **kwargs))
     if not turn.taken:
         raise RuntimeError(
@@ -190,11 +228,11 @@ def _taken_by(kinds: frozenset[Any]) -> set[str]:
     return {name for kind in kinds for name in inspect.signature(kind.forward).parameters}
 
 
-def _check_own_forward(child: nn.Module) -> None:
-    """Raises RuntimeError where a forward that was set on the instance does not pass on what a turn needs."""
-    kinds = inspect.signature(child.__dict__["forward"], follow_wrapped=False).parameters.values()
+def _check_passes_on(child: nn.Module, forward: Any) -> None:
+    """Raises RuntimeError where the forward of a wrapper, or one set on an instance, does not take what a turn needs."""
+    kinds = inspect.signature(forward, follow_wrapped=False).parameters.values()
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in kinds):
         raise RuntimeError(
-            f"{type(child).__name__}: a forward that is set on a block of a patched model must take keyword arguments "
-            "(**kwargs) and pass them on to the one that it replaces, got one that does not"
+            f"{type(child).__name__}: a forward around a block of a patched model must take keyword arguments "
+            "(**kwargs) and pass them on to the block's own, got one that does not"
         )
