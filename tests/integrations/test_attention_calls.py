@@ -113,10 +113,23 @@ def test_another_attention_than_the_one_that_was_patched(make: Any) -> None:
     block, old = next(iter(towers_in(model)[0].container.children())), attentions(model)[0]
     name = next(name for name, part in block.named_children() if part is old)
     setattr(block, name, Adapter(old))
-    with pytest.raises(RuntimeError, match=rf"got .*\.Adapter in place of a {type(old).__name__}: tpkernels.unpatch"):
+    with pytest.raises(
+        RuntimeError, match=rf"got .*\.Adapter in place of a {type(old).__name__}, or another forward of it: tpk"
+    ):
         ask(model)
     setattr(block, name, old)
-    assert ask(model).isfinite().all()
+    expected = ask(model)
+
+    # A subclass that computes something else, and one that does not.
+    class Louder(type(old)):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return scaled(super().forward(*args, **kwargs))
+
+    old.__class__ = Louder
+    with pytest.raises(RuntimeError, match=r"got .*Louder in place of a \w+, or another forward of it"):
+        ask(model)
+    old.__class__ = type("Same", Louder.__bases__, {})
+    assert torch.equal(ask(model), expected)
 
 
 def test_a_weight_that_a_hook_computes(torchvision: Any) -> None:
@@ -141,15 +154,17 @@ def test_a_weight_that_a_hook_computes(torchvision: Any) -> None:
 def test_an_attention_that_is_no_softmax(transformers: Any) -> None:
     if not hasattr(transformers, "AttentionInterface"):
         pytest.skip("this release takes no attention of others")
-    transformers.AttentionInterface.register(
-        "zeros", lambda module, q, k, v, mask, **_: (torch.zeros_like(q).transpose(1, 2), None)
-    )
+    for name in ("zeros", "sdpa_zeros"):
+        transformers.AttentionInterface.register(
+            name, lambda module, q, k, v, mask, **_: (torch.zeros_like(q).transpose(1, 2), None)
+        )
     model, ask_model = make_transformers(transformers, "ViTForImageClassification")
     before = model.config._attn_implementation
     patch(model, 0.5)
-    model.config._attn_implementation = "zeros"
-    with pytest.raises(RuntimeError, match=r"_attn_implementation: expected softmax attention .*, got 'zeros'$"):
-        ask_model(model)
+    for name in ("sdpa_zeros", "zeros"):
+        model.config._attn_implementation = name
+        with pytest.raises(RuntimeError, match=rf"_attn_implementation: expected softmax attention .*, got '{name}'$"):
+            ask_model(model)
     unpatch(model)
     with pytest.raises(TypeError, match="its attention is 'zeros', and what that computes is not known"):
         patch(model, 0.5)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from tests.support.models import make_inputs, make_timm, make_torchvision, make_transformers, mlp_tokens
-from tpkernels import patch, schedule_of, summary, unpatch
+from tpkernels import patch, schedule_of, summary, trace, unpatch
 from tpkernels.integrations.block import tokens_of
 from tpkernels.integrations.towers import towers_in
 
@@ -64,21 +64,62 @@ def test_a_block_called_by_itself_raises(made: Any) -> None:
         assert torch.equal(*((found, expected) if isinstance(found, Tensor) else (found[0], expected[0])))
 
 
-def test_a_forward_that_loops_over_the_blocks_raises(timm: Any) -> None:
-    class Looping(timm.models.vision_transformer.VisionTransformer):
-        def forward_features(self, x: Tensor, **_: Any) -> Tensor:
-            x = self._pos_embed(self.patch_embed(x))
-            for block in self.blocks:
-                x = block(x)
-            return self.norm(x)
+def test_a_forward_that_loops_over_the_blocks_pools(timm: Any) -> None:
+    def looping(loop: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+        class Looping(timm.models.vision_transformer.VisionTransformer):
+            def forward_features(self, x: Tensor, **_: Any) -> Tensor:
+                return self.norm(loop(self.blocks, self._pos_embed(self.patch_embed(x))))
 
-    options = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 3, "num_classes": 7}
-    model, images = Looping(**options).eval(), torch.randn(2, 3, 32, 32)
-    expected = model(images)
+        torch.manual_seed(0)
+        options = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 3, "num_classes": 7}
+        return Looping(**options, global_pool="avg").eval()
+
+    def plain(blocks: Any, x: Tensor) -> Tensor:
+        for block in blocks:
+            x = block(x)
+        return x
+
+    def skips(blocks: Any, x: Tensor) -> Tensor:
+        for place, block in enumerate(blocks):
+            x = x if place == 1 else block(x)
+        return x
+
+    def stops(blocks: Any, x: Tensor) -> Tensor:
+        for place, block in enumerate(blocks):
+            x = block(x)
+            if place == 1:
+                break
+        return x
+
+    def weighs(blocks: Any, x: Tensor) -> Tensor:
+        for block, weight in zip(blocks, (1.0, 0.5, 0.25, 2.0), strict=True):
+            x = block(x) * weight
+        return x
+
+    images = torch.randn(2, 3, 32, 32)
+    expected = patch(looping(lambda blocks, x: blocks(x)), 0.5)(images)
+    model = looping(plain)
+    unpooled = model(images)
     patch(model, 0.5)
-    with pytest.raises(RuntimeError, match="make a forward that loops over the blocks call their container instead"):
+    assert torch.equal(model(images), expected) and mlp_tokens(model, lambda: model(images)) == [33, 17, 9, 5]
+    with trace(model) as seen:
         model(images)
-    assert torch.equal(unpatch(model)(images), expected)
+    assert seen.layers == [0, 1, 2, 3] and torch.equal(unpatch(model)(images), unpooled)
+    # As many tokens as there are: nothing pools, and a loop of any kind is the model's own.
+    model = looping(weighs)
+    unpooled = model(images)
+    assert torch.equal(patch(model, 64)(images), unpooled)
+    for loop, message in (
+        (skips, "must be run in their order, .* got block 2 on 33 tokens after 1 blocks"),
+        (stops, "ran 2 of 4"),
+    ):
+        model = patch(looping(loop), 0.5)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=message):
+                model(images)
+    for loop in (lambda blocks, x: blocks[0](x), lambda blocks, x: plain([blocks[i] for i in range(4)], x)):
+        with pytest.raises(RuntimeError, match="make a forward that loops over the blocks go through their container"):
+            patch(looping(loop), 0.5)(images)
 
 
 @pytest.mark.parametrize("made", FAMILIES, indirect=True)
@@ -95,7 +136,9 @@ def test_a_forward_that_takes_the_blocks_parts_raises(made: Any) -> None:
 
     patch(model, 0.5)
     caller.forward = forward
-    with pytest.raises(RuntimeError, match="must run all of its blocks by one call, got one that took their parts"):
+    with pytest.raises(
+        RuntimeError, match="must run all of its blocks, got one that ran 0 of 4: one that takes their parts"
+    ):
         caller(torch.randn(1, 3, 32, 32))
     del caller.forward
     assert mlp_tokens(model, lambda: ask(model)) == [prefix(model) + n for n in COUNTS]
@@ -129,26 +172,27 @@ def test_a_list_gives_its_layers_and_pools_in_the_models_own_forward(made: Any) 
             parameter.requires_grad_(place > 1)
     counts = [prefix(model) + n for n in COUNTS]
     assert mlp_tokens(model, lambda: ask(model)) == counts
-    assert list(blocks) == layers and not blocks.waiting
+    assert list(blocks) == layers and not blocks.calls
     # Also where the forward fails.
     with pytest.raises((RuntimeError, ValueError)):
         ask(model, torch.randn(1, 5, 32, 32))
-    assert list(blocks) == layers and not blocks.waiting
+    assert list(blocks) == layers and not blocks.calls
 
 
 @pytest.mark.parametrize("made", FAMILIES[2:3], indirect=True)
 def test_threads_do_not_see_each_others_runs(made: Any) -> None:
     model = patch(made(), 0.5)
-    expected, seen, started = ask(model), [], threading.Event()
+    expected, started = ask(model), threading.Event()
+    seen: list[list[str]] = []
     blocks = blocks_of(model)
 
     def watch(*_: Any) -> None:
         started.set()
-        seen.append(len(list(blocks)))
+        seen.append([type(block).__name__ for block in blocks])
 
     def other() -> None:
         started.wait(10)
-        seen.append(len(list(blocks)))
+        seen.append([type(block).__name__ for block in blocks])
 
     thread = threading.Thread(target=other)
     thread.start()
@@ -157,7 +201,8 @@ def test_threads_do_not_see_each_others_runs(made: Any) -> None:
     hook = caller.register_forward_pre_hook(lambda *_: watch() or thread.join())
     assert torch.equal(ask(model), expected)
     hook.remove()
-    assert seen == [1, 4]
+    # In its own call a list gives the turns of a run, elsewhere the layers.
+    assert seen == [["partial"] * 4, [type(blocks[0]).__name__] * 4]
 
 
 @pytest.mark.parametrize("made", FAMILIES, indirect=True)
@@ -215,9 +260,69 @@ def test_a_forward_that_hides_the_turn_raises(made: Any) -> None:
     block.forward = lambda x: old(x)
     with pytest.raises(RuntimeError, match=r"must take keyword arguments \(\*\*kwargs\) and pass them on"):
         ask(model)
+    # Tokens by their name are taken, too.
+    block.forward = lambda x, **rest: old(x=x, **rest)
+    assert ask(model).isfinite().all()
     block.forward = lambda x, **_: x
     with pytest.raises(RuntimeError, match="must run its class' own forward when it is called"):
         ask(model)
+
+
+@pytest.mark.parametrize("made", FAMILIES, indirect=True)
+def test_given_back_where_blocks_were_cut_or_wrapped(made: Any) -> None:
+    def container(model: nn.Module) -> tuple[nn.Module, str]:
+        """The module that holds the container, and its name there."""
+        blocks = towers_in(model)[0].container
+        return next(
+            (part, name) for part in model.modules() for name, child in part.named_children() if child is blocks
+        )
+
+    short = made()
+    holder, name = container(short)
+    setattr(holder, name, getattr(holder, name)[:2])
+    expected = ask(short)
+    model = patch(made(), 0.5)
+    holder, name = container(model)
+    setattr(holder, name, getattr(holder, name)[:2])
+    assert mlp_tokens(model, lambda: ask(model)) == [prefix(model) + n for n in COUNTS[:2]]
+    assert torch.equal(ask(unpatch(model)), expected)
+    hooks = [
+        hook for part in model.modules() for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+    ]
+    assert not [hook for hook in hooks if "tpkernels" in type(hook).__module__]
+    if isinstance(getattr(holder, name), nn.Sequential):
+        model = made()
+        expected = ask(model)
+        patch(model, 0.5)
+        holder, name = container(model)
+        setattr(holder, name, checkpoint_wrapper(getattr(holder, name)))
+        assert mlp_tokens_of(model, holder, name) == [1 + n for n in COUNTS]
+        assert torch.equal(ask(unpatch(model)), expected)
+
+
+def mlp_tokens_of(model: nn.Module, holder: nn.Module, name: str) -> list[int]:
+    """Tokens that the MLPs get in blocks whose container is wrapped."""
+    counts: list[int] = []
+    hooks = [
+        block.mlp.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
+        for block in next(iter(getattr(holder, name).children())).children()
+    ]
+    ask(model)
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+@pytest.mark.parametrize("made", FAMILIES[:1], indirect=True)
+def test_two_towers_of_one_container(made: Any) -> None:
+    first, second = made(), made()
+    second.blocks = first.blocks
+    model = nn.ModuleDict({"a": first, "b": second})
+    expected = ask(first)
+    patch(model, 0.5, tower="a")
+    assert not torch.equal(ask(first), expected)
+    unpatch(model)
+    assert torch.equal(ask(first), expected)
 
 
 @pytest.mark.parametrize("made", FAMILIES, indirect=True)
@@ -255,6 +360,12 @@ def test_other_blocks_than_those_that_were_patched(made: Any) -> None:
     del blocks[3]
     with pytest.raises(RuntimeError, match=r"got 3 of 4: patch again after exchanging, adding or removing blocks"):
         ask(model)
+    blocks.append(nn.Sequential(last, nn.Identity()))
+    with pytest.raises(
+        RuntimeError, match=r"Sequential: a forward around a block of a patched model must take keyword"
+    ):
+        ask(model)
+    del blocks[3]
     blocks.append(last)
     assert mlp_tokens(model, lambda: ask(model)) == [prefix(model) + n for n in COUNTS]
     unpatch(model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -133,16 +134,21 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 def _make_class(original: type[nn.Module]) -> type[nn.Module]:
 
+    tokens = next(iter(list(inspect.signature(original.forward).parameters)[1:]), "")
+
     @functools.wraps(original.forward)
     def forward(self: Any, *args: Any, tpkernels_turn: Turn | None = None, **kwargs: Any) -> Any:
         if tpkernels_turn is not None:
+            if not args:
+                # A wrapper passed the tokens by their name.
+                args = (kwargs.pop(tokens),)
             return tpkernels_turn.take(self, original.forward, args[0], args[1:], kwargs)
         # A bound forward can outlive `unpatch` in a wrapper.
         if "tpkernels_patched" in self.__dict__:
             raise RuntimeError(
                 f"{original.__name__}: a block of a model that is patched with tpkernels.patch must be run by the "
                 "model's own call of all its blocks, got a call of its own, which would pool nothing: call the model "
-                "(not its forward), make a forward that loops over the blocks call their container instead, or "
+                "(not its forward), make a forward that loops over the blocks go through their container, or "
                 "tpkernels.unpatch the model"
             )
         return original.forward(self, *args, **kwargs)

@@ -26,47 +26,13 @@ class Tower:
         self.model = model
 
 
-class Unscriptable:
-    """What both containers tell torch.jit.script."""
+class Pooled:
+    """What both containers of a patched model's blocks have.
 
-    def __prepare_scriptable__(self) -> None:
-        raise RuntimeError(
-            "torch.jit.script must not be called on a model that is patched with tpkernels.patch: use torch.compile or "
-            "torch.export.export"
-        )
-
-
-class PooledSequential(Unscriptable, nn.Sequential):
-    """Blocks that are called as one: those of timm and torchvision.
-
-    `plan` says what is pooled; `tower` is the model around; `trace` is what `tpkernels.trace` fills; `checkpointing`
-    recomputes activations block by block; `calls` are the runs of the threads that are in a call of the model, None
-    before they begin.
-    """
-
-    plan: Plan
-    tower: Tower
-    trace: Trace | None
-    checkpointing: bool
-    calls: dict[int, Run | None]
-
-    def forward(self, x: Tensor) -> Tensor:
-        # A bound forward can outlive `unpatch` in a wrapper.
-        if plan_of(self) is None:
-            return nn.Sequential.forward(self, x)
-        for block in _run(self):
-            x = tokens_of(block(x))
-        return x
-
-    def __getitem__(self, index: Any) -> Any:
-        return _cut(self, super().__getitem__(index), index)
-
-
-class PooledList(Unscriptable, nn.ModuleList):
-    """Blocks that the model calls one after another: those of transformers.
-
-    In a call of that model iterating gives the turns of a run, one a block, until it has begun; otherwise the blocks, as
-    indices, `len` and `children()` do. See PooledSequential.
+    In a call of that model iterating gives the turns of a run, one a block, until one of them is taken; otherwise the
+    blocks, as indices, `len` and `children()` do. `plan` says what is pooled; `tower` is the model around; `trace` is
+    what `tpkernels.trace` fills; `checkpointing` recomputes activations block by block; `calls` are the runs of the
+    threads that are in a call of the model, None before they begin.
     """
 
     plan: Plan
@@ -78,13 +44,35 @@ class PooledList(Unscriptable, nn.ModuleList):
     def __iter__(self) -> Iterator[Any]:
         if plan_of(self) is not None and _waits(self):
             return iter(_run(self))
-        return super().__iter__()
+        return super().__iter__()  # type: ignore[misc]
+
+    def __getitem__(self, index: Any) -> Any:
+        return _cut(self, super().__getitem__(index), index)  # type: ignore[misc]
+
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            "torch.jit.script must not be called on a model that is patched with tpkernels.patch: use torch.compile or "
+            "torch.export.export"
+        )
+
+
+class PooledSequential(Pooled, nn.Sequential):
+    """Blocks that are called as one: those of timm and torchvision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A bound forward can outlive `unpatch` in a wrapper.
+        if plan_of(self) is None:
+            return nn.Sequential.forward(self, x)
+        for block in _run(self):
+            x = tokens_of(block(x))
+        return x
+
+
+class PooledList(Pooled, nn.ModuleList):
+    """Blocks that the model goes through: those of transformers."""
 
     def __repr__(self) -> str:
         return repr(nn.ModuleList(self.children()))
-
-    def __getitem__(self, index: Any) -> Any:
-        return _cut(self, super().__getitem__(index), index)
 
 
 CONTAINERS: dict[type[nn.Module], type[nn.Module]] = {nn.Sequential: PooledSequential, nn.ModuleList: PooledList}
@@ -140,15 +128,14 @@ def _caller_of(blocks: Any) -> int:
     return next(iter(blocks.calls), _COMPILER) if torch.compiler.is_compiling() else _thread()
 
 
-def plan_of(container: nn.Module | None) -> Plan | None:
+def plan_of(container: Any) -> Plan | None:
     """The plan of a patched container; None where there is none."""
-    return container.__dict__.get("plan") if isinstance(container, (PooledSequential, PooledList)) else None
+    return container.__dict__.get("plan") if isinstance(container, Pooled) else None
 
 
-def _containers(caller: nn.Module) -> list[PooledSequential | PooledList]:
+def _containers(caller: nn.Module) -> list[Any]:
     # Found anew, since a shortened model has other ones.
-    found = [part for part in caller.children() if isinstance(part, (PooledSequential, PooledList))]
-    return [part for part in found if plan_of(part) is not None]
+    return [part for part in caller.children() if plan_of(part) is not None]
 
 
 def _thread() -> int:

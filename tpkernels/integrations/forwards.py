@@ -28,12 +28,18 @@ def passed_by(module: nn.Module) -> str | None:
     return "a backward hook" if module._backward_hooks or module._backward_pre_hooks else None
 
 
-def check_uncalled(modules: Sequence[nn.Module], kinds: Sequence[type[nn.Module]]) -> None:
-    """Raises RuntimeError where modules, of these classes when `patch` saw them, have changed unheard."""
-    for module, kind in zip(modules, kinds, strict=True):
+def kind_of(module: nn.Module) -> tuple[str, Any]:
+    """What tells a module that computes something else: the name of its class, and the forward that it has there."""
+    return type(module).__name__, type(module).forward
+
+
+def check_uncalled(modules: Sequence[nn.Module], kinds: Sequence[tuple[str, Any]]) -> None:
+    """Raises RuntimeError where modules, of these kinds when `patch` saw them, have changed unheard."""
+    for module, (name, forward) in zip(modules, kinds, strict=True):
         whole = f"{type(module).__module__}.{type(module).__name__}"
-        got: str | None = f"{whole} in place of a {kind.__name__}"
-        if isinstance(module, kind):
+        got: str | None = f"{whole} in place of a {name}, or another forward of it"
+        # Classes that are made of one, such as FSDP's and those of parametrizations, have its forward.
+        if type(module).forward is forward:
             got = None if torch.compiler.is_compiling() else passed_by(module)
         if got is not None:
             raise RuntimeError(

@@ -10,19 +10,19 @@ from torch import nn
 from ..schedule.shapes import block_in
 from .block import original_class, pooled_class
 from .containers import CONTAINERS, ORIGINALS, Tower, begin_call, end_call, plan_of
-from .forwards import is_bound
+from .forwards import is_bound, kind_of
 from .plan import Family, Plan
 
 
 class Guard:
     """A forward pre-hook that refuses calls of a patched model that pooling would break."""
 
-    def __init__(self, family: Family, container: nn.Module) -> None:
-        self.family, self.container = family, container
+    def __init__(self, family: Family, tower: nn.Module) -> None:
+        self.family, self.tower = family, tower
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Around a tower that was given back by itself it stays.
-        if plan_of(self.container) is not None:
+        if plan_of(self.family.find(self.tower)) is not None:
             self.family.check_call(module, args, kwargs)
 
 
@@ -36,20 +36,20 @@ def install(tower: nn.Module, container: nn.Module, plan: Plan, guarded: list[nn
         # A block that stands at two places is one.
         if not getattr(block, "tpkernels_patched", False):
             _as(block, pooled_class(type(block)))
-            block.tpkernels_patched = tuple(type(part) for part in family.uncalled(block))
+            block.tpkernels_patched = tuple(kind_of(part) for part in family.uncalled(block))
     caller = next(part for part in tower.modules() if any(child is container for child in part.children()))
     caller.register_forward_pre_hook(begin_call)
     caller.register_forward_hook(end_call, always_call=True)
     family.take_over(tower)
     for module in guarded:
-        module.register_forward_pre_hook(Guard(family, container), with_kwargs=True)
+        module.register_forward_pre_hook(Guard(family, tower), with_kwargs=True)
 
 
 def uninstall(model: nn.Module, container: Any) -> None:
     """Undoes `install` for a container somewhere in a model."""
     plan, tower = container.plan, container.tower.model
     for module in (*model.modules(), *tower.modules()):
-        _remove_hooks(module, container)
+        _remove_hooks(module, tower, container)
     plan.family.give_back(tower)
     give_back(container)
     del container.plan, container.tower, container.trace, container.checkpointing, container.calls
@@ -77,11 +77,11 @@ def _as(module: Any, cls: type[nn.Module]) -> Any:
     return module
 
 
-def _remove_hooks(module: nn.Module, container: nn.Module) -> None:
-    """Removes a guard of the container from any module, the hooks of its calls from the module that calls it."""
+def _remove_hooks(module: nn.Module, tower: nn.Module, container: nn.Module) -> None:
+    """Removes guards of the tower from any module, the hooks of the container's calls from the module that calls it."""
     calls = any(child is container for child in module.children())
     pre, after = module._forward_pre_hooks, module._forward_hooks
-    for key in [key for key, hook in pre.items() if (calls and hook is begin_call) or _guards(hook, container)]:
+    for key in [key for key, hook in pre.items() if (calls and hook is begin_call) or _guards(hook, tower)]:
         del pre[key]
         module._forward_pre_hooks_with_kwargs.pop(key, None)
     for key in [key for key, hook in after.items() if calls and hook is end_call]:
@@ -89,5 +89,5 @@ def _remove_hooks(module: nn.Module, container: nn.Module) -> None:
         module._forward_hooks_always_called.pop(key, None)
 
 
-def _guards(hook: Any, container: nn.Module) -> bool:
-    return isinstance(hook, Guard) and hook.container is container
+def _guards(hook: Any, tower: nn.Module) -> bool:
+    return isinstance(hook, Guard) and hook.tower is tower

@@ -39,8 +39,8 @@ class Run:
         self.restores = self.plan.restores(self.facts)
         self.last = len(self.children) - 1 if self.plan.last_read is None else self.plan.last_read
         self.steps: list[Step] = []
-        # What each block is given, the next one last: its tokens, their sizes and sources. A block that is recomputed is
-        # given the same again.
+        # How many tokens each block is given, their sizes and sources, the next one's last. A block that is recomputed
+        # is given the same again.
         self.given: list[tuple[int | None, Tensor | None, Tensor | None]] = [(None, None, None)]
 
     @property
@@ -69,7 +69,7 @@ class Run:
         again = layer + 1 < len(self.given)
         if layer >= len(self.given) or (self.given[layer][0] is not None and self.given[layer][0] != x.shape[1]):
             raise RuntimeError(
-                f"{type(container).__name__}: the blocks of a model that is patched with tpkernels.patch must be called "
+                f"{type(container).__name__}: the blocks of a model that is patched with tpkernels.patch must be run "
                 f"in their order, each on what the last one left, got block {layer} on {x.shape[1]} tokens after "
                 f"{len(self.given) - 1} blocks: a forward that skips blocks cannot pool"
             )
@@ -229,7 +229,7 @@ def _taken_by(kinds: frozenset[Any]) -> set[str]:
 
 
 def _check_passes_on(child: nn.Module, forward: Any) -> None:
-    """Raises RuntimeError where the forward of a wrapper, or one set on an instance, does not take what a turn needs."""
+    """Raises RuntimeError where the forward of a wrapper, or of an instance, does not take what a turn needs."""
     kinds = inspect.signature(forward, follow_wrapped=False).parameters.values()
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in kinds):
         raise RuntimeError(

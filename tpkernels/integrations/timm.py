@@ -67,7 +67,9 @@ class Timm(Family):
         return Attended(_drop_path(block, 1)(optional(block, "ls1")(update)), significance, keys)
 
     def uncalled(self, block: Any) -> tuple[nn.Module, ...]:
-        return (block.attn,)
+        return tuple(
+            part for part in (block.attn, getattr(block.attn, "attn_drop", None)) if isinstance(part, nn.Module)
+        )
 
     def mlp(self, block: Any, x: Tensor) -> Tensor:
         return _drop_path(block, 2)(optional(block, "ls2")(block.mlp(block.norm2(x))))

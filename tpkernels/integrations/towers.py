@@ -52,11 +52,19 @@ def towers_in(model: nn.Module) -> list[Found]:
 
 
 def patched_in(model: Any, tower: str | None = None) -> list[Found]:
-    """The towers in a model, or in its part `tower`, that are patched."""
+    """The towers in a model, or in its part `tower`, that are patched: by their containers, whatever wraps these."""
     if not isinstance(model, nn.Module):
         return []
     part = model if tower is None else submodule(model, tower)
-    return [one for one in towers_in(part) if plan_of(one.container) is not None]
+    paths = {module: path for path, module in part.named_modules()}
+    found = []
+    container: Any
+    for container in part.modules():
+        plan = plan_of(container)
+        if plan is not None:
+            whole = container.tower.model
+            found.append(Found(paths.get(whole, ""), whole, plan.family, container))
+    return found
 
 
 def submodule(model: nn.Module, tower: str) -> nn.Module:

@@ -34,8 +34,8 @@ _NORM2 = ("layernorm_after", "norm2", "layer_norm2")
 _ATTENTION = ("attention", "self_attn")
 _LONG = ("query", "key", "value")
 
-# How the names of transformers' softmax attentions begin; others may be registered that compute something else.
-_SOFTMAX = ("eager", "sdpa", "flash_attention", "flex_attention", "kernels-community/")
+# transformers' softmax attentions; others may be registered that compute something else.
+_SOFTMAX = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 
 # Parts that a tower, its encoder and its embeddings may have. Any other may add tokens beside an image's, or call the
 # blocks in another way than one after another.
@@ -206,8 +206,9 @@ def _attend(block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> tuple[
 def _unknown_attention(core: Any) -> str | None:
     """The name of an attention that need not be softmax; None where it is one of transformers' own."""
     kind = getattr(getattr(core, "config", None), "_attn_implementation", None)
-    known = not isinstance(kind, str) or kind.removeprefix("paged|").startswith(_SOFTMAX)
-    return None if known else kind
+    if not isinstance(kind, str) or kind.removeprefix("paged|").startswith("kernels-community/"):
+        return None
+    return None if kind.removeprefix("paged|") in _SOFTMAX else kind
 
 
 def _projections(block: Any) -> tuple[Any, Any]:
