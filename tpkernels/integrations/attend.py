@@ -48,8 +48,12 @@ def optional(module: Any, *names: str) -> Any:
 
 def probability_dropped(attention: nn.Module, dropout: Any) -> float:
     """The dropout of the attention's probabilities in force, from a number or a dropout module; 0 in eval mode."""
-    dropped = getattr(dropout, "p", 0.0 if isinstance(dropout, nn.Module) else dropout)
-    return float(dropped or 0.0) if attention.training else 0.0
+    if not attention.training:
+        return 0.0
+    if isinstance(dropout, nn.Module):
+        # An identity stands for none.
+        dropout = getattr(dropout, "p", 0.0)
+    return float(dropout or 0.0)
 
 
 def _same(x: Tensor) -> Tensor:
