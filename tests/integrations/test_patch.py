@@ -202,6 +202,9 @@ def test_forwards_leave_nothing_behind(model: DeiT, images: Tensor) -> None:
     before = [(name, sorted(module.__dict__)) for name, module in model.named_modules()]
     model(images[:1])
     assert torch.equal(model(images), first)
+    # Nor does a run of the blocks outside of the model's call.
+    model.blocks(torch.randn(1, 65, 24))
+    assert not model.blocks.calls
     assert [(name, sorted(module.__dict__)) for name, module in model.named_modules()] == before
 
 

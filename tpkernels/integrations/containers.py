@@ -112,8 +112,10 @@ def end_call(caller: nn.Module, _args: Any, out: Any) -> None:
 
 def _run(blocks: Any) -> list[Any]:
     """The turns of a new run, to be called one after another."""
-    run = Run(blocks)
-    blocks.calls[_caller_of(blocks)] = run
+    run, caller = Run(blocks), _caller_of(blocks)
+    # Outside of a call of the model nothing is kept.
+    if caller in blocks.calls:
+        blocks.calls[caller] = run
     return [partial(run.block, layer) for layer in range(len(run.children))]
 
 
