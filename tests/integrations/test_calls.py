@@ -18,6 +18,8 @@ from tpkernels.integrations.block import tokens_of
 from tpkernels.integrations.towers import towers_in
 
 FAMILIES = ("timm", "torchvision", "ViTForImageClassification", "CLIPVisionModel")
+# Dear cases of what the others show.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("torchvision", "CLIPVisionModel")]
 COUNTS = [32, 16, 8, 4]
 
 
@@ -375,7 +377,7 @@ def test_other_blocks_than_those_that_were_patched(made: Any) -> None:
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("made", FAMILIES, indirect=True)
+@pytest.mark.parametrize("made", [FAMILIES[0], FAMILIES[2], *SLOW], indirect=True)
 def test_checkpoint_wrappers_save_what_they_saved(made: Any, order: str) -> None:
     def wrap(model: nn.Module) -> None:
         blocks = blocks_of(model)

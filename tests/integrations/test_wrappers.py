@@ -34,9 +34,12 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+QUICK = ("DataParallel", "a holder")
+
+
 @pytest.mark.parametrize(
     "wrap",
-    [pytest.param(wrap, marks=pytest.mark.slow if name == "torch.compile" else ()) for name, wrap in WRAPPERS.items()],
+    [pytest.param(wrap, marks=() if name in QUICK else pytest.mark.slow) for name, wrap in WRAPPERS.items()],
     ids=WRAPPERS,
 )
 @pytest.mark.parametrize("library", ["timm", "transformers"])
@@ -131,6 +134,7 @@ def test_a_tower_given_back_by_itself_is_free(transformers: Any) -> None:
     unpatch(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["traced", "exported", "symbolic"])
 def test_graphs_are_refused(graph: str) -> None:
     model, images = make_model(), torch.randn(2, 1, 16, 16)

@@ -92,6 +92,7 @@ def test_faults_of_a_row() -> None:
     assert "does not compile: no" in faults({"target": "sm_90", "error": "no"})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_nothing_to_compile_is_a_failure() -> None:
     done = run("-m", "tools.compile_gate", "--calls", "^mean", "--targets", "sm_90", "--kernels", "no_such_kernel")

@@ -102,12 +102,14 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_what_is_planted_is_found(small: Candidate, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PLANTED[name](monkeypatch)
     assert judge(small).state == WRONG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", [unweighted_clusters, other(restore=False)])
 def test_what_is_planted_is_found_where_a_head_reads_patches(
     timm: Any, plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
