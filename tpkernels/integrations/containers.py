@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block import tokens_of
 from .plan import Plan
 from .run import Run
 from .source_map import Trace
@@ -63,8 +62,8 @@ class PooledSequential(Pooled, nn.Sequential):
         # A bound forward can outlive `unpatch` in a wrapper.
         if plan_of(self) is None:
             return nn.Sequential.forward(self, x)
-        for block in _run(self):
-            x = tokens_of(block(x))
+        for turn in _run(self):
+            x = turn(x)
         return x
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+OWN_FORWARD = "a forward of its own, set on the instance"
+
 
 def own_forward(module: nn.Module) -> bool:
     """Whether a forward is set on the module itself that does more than call its class', or accelerate's way to it."""
@@ -23,8 +25,8 @@ def is_bound(method: Any, module: nn.Module) -> bool:
 
 def passed_by(module: nn.Module) -> str | None:
     """What is set on a module that would not be heard where only its parts are called; None where nothing is."""
-    if "forward" in module.__dict__ and own_forward(module):
-        return "a forward of its own, set on the instance"
+    if own_forward(module):
+        return OWN_FORWARD
     return "a backward hook" if module._backward_hooks or module._backward_pre_hooks else None
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from ..schedule.keep import resolve_keep
 from ..schedule.macs import Macs, count_macs
 from ..schedule.shapes import ViTShape
-from .plan import Facts, Plan
+from .plan import Plan
 from .source_map import Trace
 from .towers import Found, patched_in
 
@@ -113,7 +113,7 @@ def summary(model: nn.Module, *, tower: str | None = None) -> Summary:
         weighted=pool is not None and pool.weighted,
         proportional=plan.proportional,
         position=plan.position,
-        restore=plan.restores(_facts(found, plan)),
+        restore=plan.restores(plan.family.facts(found.tower)),
         schedule=schedule,
         num_prefix_tokens=shape.num_prefix_tokens,
         macs=count_macs(shape, schedule, **options),
@@ -155,10 +155,6 @@ def _patched(model: nn.Module, tower: str | None) -> tuple[Found, Plan]:
         raise ValueError(f"tower must be given where several towers of a model are patched: one of {paths}")
     container: Any = found[0].container
     return found[0], container.plan
-
-
-def _facts(found: Found, plan: Plan) -> Facts:
-    return plan.family.facts(found.tower)
 
 
 def _schedule(found: Found, plan: Plan, model: nn.Module) -> tuple[tuple[int, ...], ViTShape]:

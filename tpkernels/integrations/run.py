@@ -34,7 +34,7 @@ class Run:
     def __init__(self, container: Any) -> None:
         refuse_jit()
         self.container = container
-        self.plan, self.facts = _plan_now(container)
+        self.plan, self.facts = plan_now(container)
         self.children = _children(container, self.plan)
         self.restores = self.plan.restores(self.facts)
         self.last = len(self.children) - 1 if self.plan.last_read is None else self.plan.last_read
@@ -75,7 +75,7 @@ class Run:
             )
         args, kwargs = _without_masks(container, args, kwargs)
         if layer == 0 and self.facts.most_patches is not None:
-            check_count(container, self.facts.most_patches, x)
+            check_count(plan.num_prefix_tokens, self.facts.most_patches, x)
         _, sizes, source = self.given[layer]
         child, pool = self.children[layer], plan.pools[layer]
         patches = x.shape[1] - plan.num_prefix_tokens
@@ -152,7 +152,7 @@ def refuse_jit() -> None:
         )
 
 
-def _plan_now(container: Any) -> tuple[Plan, Facts]:
+def plan_now(container: Any) -> tuple[Plan, Facts]:
     """The plan, with the prefix tokens that the model has now, and what else it says."""
     plan: Plan = container.plan
     facts = plan.family.facts(container.tower.model)
@@ -161,13 +161,12 @@ def _plan_now(container: Any) -> tuple[Plan, Facts]:
     return plan, facts
 
 
-def check_count(container: Any, most: int, x: Tensor) -> None:
+def check_count(prefix: int, most: int, x: Tensor) -> None:
     """Raises RuntimeError where there are tokens [B, N, D] beside `most` patches that the model does not tell of."""
-    plan, _ = _plan_now(container)
-    if x.shape[1] > plan.num_prefix_tokens + most:
+    if x.shape[1] > prefix + most:
         raise RuntimeError(
             f"num_prefix_tokens: a patched model's blocks must get at most {most} patches and the "
-            f"{plan.num_prefix_tokens} tokens before them that the model tells of, got {x.shape[1]} tokens: where it "
+            f"{prefix} tokens before them that the model tells of, got {x.shape[1]} tokens: where it "
             "adds tokens of its own, such as prompts, give their number in all to tpkernels.patch"
         )
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..schedule.shapes import ViTShape, block_in
 from .block import original_class
 from .containers import plan_of
-from .forwards import own_forward, passed_by
+from .forwards import OWN_FORWARD, own_forward, passed_by
 from .plan import Family, Unsupported
 from .probe import check_block, check_held_positions
 from .timm import Timm
@@ -136,10 +136,10 @@ def _read(found: Found, model: nn.Module) -> Read:
         shape = family.shape(found.tower, model)
     except TypeError as error:
         raise Unsupported(str(error)) from error
-    uncalled = [part for block in blocks for part in family.uncalled(block)]
-    for module in (container, *blocks, *uncalled):
-        own = "a forward of its own, set on the instance" if own_forward(module) else None
-        if own or (module in uncalled and (own := passed_by(module))):
+    found_on = [(module, OWN_FORWARD if own_forward(module) else None) for module in (container, *blocks)]
+    found_on += [(part, passed_by(part)) for block in blocks for part in family.uncalled(block)]
+    for module, own in found_on:
+        if own is not None:
             raise Unsupported(
                 f"its {original_class(module).__name__} has {own}, which patching would pass by: patch the model first"
             )

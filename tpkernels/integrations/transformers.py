@@ -27,7 +27,7 @@ from .containers import PooledList
 from .forwards import between_hooks
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
-from .run import check_count, refuse_jit
+from .run import check_count, plan_now, refuse_jit
 
 _NORM1 = ("layernorm_before", "norm1", "layer_norm1")
 _NORM2 = ("layernorm_after", "norm2", "layer_norm2")
@@ -168,7 +168,8 @@ class Counts:
         stride = getattr(patch_projection(embeddings), "stride", None)
         # Frames and patches that are given as such have counts of their own.
         if isinstance(images, Tensor) and images.dim() == 4 and isinstance(stride, tuple):
-            check_count(self.blocks, (images.shape[2] // stride[0]) * (images.shape[3] // stride[1]), out)
+            patches = (images.shape[2] // stride[0]) * (images.shape[3] // stride[1])
+            check_count(plan_now(self.blocks)[0].num_prefix_tokens, patches, out)
 
 
 def _check_tower(tower: Any) -> None:

@@ -112,26 +112,22 @@ def resolve_budget(
         ValueError: a budget out of range, or below what every ratio takes (the message names the lowest that works).
     """
     shape = vit_shape(model_or_shape)
-    ratio = resolve_budget_ratio(shape, budget, layers, method, init, max_iter, position)
+    ratio = resolve_budget_ratio(shape, budget, layers, method=method, init=init, max_iter=max_iter, position=position)
     return resolve_keep(ratio, shape.depth, shape.num_patches, layers)
 
 
-def resolve_budget_ratio(
-    shape: ViTShape,
-    budget: float,
-    layers: Collection[int] | None = None,
-    method: str = "ward",
-    init: str | Sequence[int] = "ward",
-    max_iter: int = 5,
-    position: str = "attention",
-) -> float:
-    """The ratio whose schedule `resolve_budget` returns; arguments and errors are the same."""
+def resolve_budget_ratio(shape: ViTShape, budget: float, layers: Collection[int] | None, **how: Any) -> float:
+    """The ratio whose schedule `resolve_budget` returns; arguments and errors are the same.
+
+    Args:
+        how: method, init, max_iter and position.
+    """
     budget = check_budget(budget)
     pooled = sorted(check_layers(layers, shape.depth))
 
     def price(ratio: float) -> float:
         schedule = resolve_keep(ratio, shape.depth, shape.num_patches, pooled)
-        return count_macs(shape, schedule, method=method, init=init, max_iter=max_iter, position=position).ratio
+        return count_macs(shape, schedule, **how).ratio
 
     # The first ratio leaves one token at every layer that pools, whatever the number of patches.
     ratios = [0.5 / max(shape.num_patches, _GRID), *(step / _GRID for step in range(1, _GRID + 1))]
@@ -141,7 +137,7 @@ def resolve_budget_ratio(
         # Rounded up: the number in the message is one that works.
         raise ValueError(
             f"budget must be at least {math.ceil(least * 1e4) / 1e4:.4f}, the least that pooling at layers {pooled} "
-            f"with method {method!r} reaches, got {budget}"
+            f"with method {how['method']!r} reaches, got {budget}"
         )
     fitting = [(share, ratio) for ratio, share in priced if share <= budget]
     for (low, low_share), (high, high_share) in pairwise(priced):
