@@ -142,7 +142,7 @@ LAYERS = (
         "patch-guard",
         "missing guard",
         f"{INTEGRATIONS}/block.py",
-        'if "tpkernels_patched" in self.__dict__:',
+        "if is_patched(self):",
         "if False:",
         "a block that is called by itself pools nothing without a word",
         (f"{CALLS}::test_a_block_called_by_itself_raises",),

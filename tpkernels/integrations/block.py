@@ -118,6 +118,11 @@ def run_block(
     return x, found.sizes, found.label
 
 
+def is_patched(module: nn.Module) -> bool:
+    """Whether a module itself is a block that takes turns; not by `getattr`, which asks a wrapper's block."""
+    return "tpkernels_patched" in module.__dict__
+
+
 def tokens_of(out: Any) -> Tensor:
     """A block's tokens: older releases of transformers return them in tuples."""
     return out[0] if isinstance(out, tuple) else out
@@ -144,7 +149,7 @@ def _make_class(original: type[nn.Module]) -> type[nn.Module]:
                 args = (kwargs.pop(tokens),)
             return tpkernels_turn.take(self, original.forward, args[0], args[1:], kwargs)
         # A bound forward can outlive `unpatch` in a wrapper.
-        if "tpkernels_patched" in self.__dict__:
+        if is_patched(self):
             raise RuntimeError(
                 f"{original.__name__}: a block of a model that is patched with tpkernels.patch must be run by the "
                 "model's own call of all its blocks, got a call of its own, which would pool nothing: call the model "

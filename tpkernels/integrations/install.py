@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..schedule.shapes import block_in
-from .block import original_class, pooled_class
+from .block import is_patched, original_class, pooled_class
 from .containers import CONTAINERS, ORIGINALS, Tower, begin_call, end_call, plan_of
 from .forwards import is_bound, kind_of
 from .plan import Family, Plan
@@ -34,7 +34,7 @@ def install(tower: nn.Module, container: nn.Module, plan: Plan, guarded: list[nn
     for child in container.children():
         block: Any = block_in(child)
         # A block that stands at two places is one.
-        if not getattr(block, "tpkernels_patched", False):
+        if not is_patched(block):
             _as(block, pooled_class(type(block)))
             block.tpkernels_patched = tuple(kind_of(part) for part in family.uncalled(block))
     caller = next(part for part in tower.modules() if any(child is container for child in part.children()))
@@ -62,7 +62,7 @@ def give_back(model: nn.Module) -> None:
     """Gives every patched block in a module its own forward again, wherever it stands by now."""
     for block in model.modules():
         held: Any = block
-        if "tpkernels_patched" in block.__dict__:
+        if is_patched(block):
             del held.tpkernels_patched
             if type(block) is pooled_class(original_class(block)):
                 _as(block, original_class(block))

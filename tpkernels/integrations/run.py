@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..modules import TokenPool
 from ..schedule.shapes import block_in
-from .block import Turn, tokens_of
+from .block import Turn, is_patched, tokens_of
 from .plan import Facts, Plan
 from .source_map import Step
 
@@ -122,9 +122,9 @@ def _children(container: nn.Module, plan: Plan) -> list[nn.Module]:
 
 def _takes_turns(child: nn.Module) -> bool:
     """Whether a container's child is a patched block, or has one in it."""
-    if "tpkernels_patched" in child.__dict__:
+    if is_patched(child):
         return hasattr(type(child), "tpkernels_original")
-    return any("tpkernels_patched" in part.__dict__ for part in child.modules())
+    return any(map(is_patched, child.modules()))
 
 
 def _call(child: nn.Module, turn: Turn, x: Tensor, args: Any, kwargs: Any) -> Tensor:
@@ -132,7 +132,7 @@ def _call(child: nn.Module, turn: Turn, x: Tensor, args: Any, kwargs: Any) -> Te
     if not torch.compiler.is_compiling():
         if "forward" in child.__dict__:
             _check_passes_on(child, child.__dict__["forward"])
-        elif "tpkernels_patched" not in child.__dict__:
+        elif not is_patched(child):
             _check_passes_on(child, type(child).forward)
     x = tokens_of(child(x, *args, tpkernels_turn=turn, **kwargs))
     if not turn.taken:
