@@ -121,25 +121,37 @@ def _stand_ins(target: Target) -> list[tuple[ModuleType, str, Callable[..., Any]
 def source(launch: Launch) -> tuple[Any, dict[str, Any]]:
     """The source and the options of a launch, specialised as Triton would: on ones and on multiples of 16."""
     from triton.compiler import ASTSource
+    from triton.language import constexpr
 
     kernel, kwargs = launch.kernel, dict(launch.kwargs)
     given = dict(zip(kernel.arg_names, launch.args, strict=False))
     options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
     given |= {name: value for name, value in kwargs.items() if name in kernel.arg_names}
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def specialised(name: str, value: Any, path: tuple[int, ...], by_value: bool, by_alignment: bool) -> Any:
+        """The type of an argument, or those of a tuple's parts: Triton specialises them whatever a parameter says."""
+        if isinstance(value, tuple):
+            parts = [specialised(name, part, (*path, i), True, True) for i, part in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        if isinstance(value, constexpr) or value is None or (_whole(value) and value == 1 and by_value):
+            constants[path] = value.value if isinstance(value, constexpr) else value
+            return "constexpr"
+        if by_alignment and _by_sixteen(value):
+            attributes[path] = [["tt.divisibility", 16]]
+        return _type(name, value)
+
     for place, parameter in enumerate(kernel.params):
         name = parameter.name
         value = given.get(name, parameter.default)
-        if (
-            parameter.is_constexpr
-            or value is None
-            or (_whole(value) and value == 1 and not parameter.do_not_specialize)
-        ):
+        if parameter.is_constexpr:
             signature[name], constants[(place,)] = "constexpr", value
             continue
-        signature[name] = _type(name, value)
-        if not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment) and _by_sixteen(value):
-            attributes[(place,)] = [["tt.divisibility", 16]]
+        fixed = bool(parameter.do_not_specialize)
+        aligned = not (fixed or parameter.do_not_specialize_on_alignment)
+        signature[name] = specialised(name, value, (place,), not fixed, aligned)
     return ASTSource(kernel, signature, constants, attributes), options
 
 
@@ -156,11 +168,17 @@ def key(launch: Launch) -> tuple[Any, ...]:
 
 
 def configuration(launch: Launch) -> dict[str, Any]:
-    """The constexprs of a launch by their names."""
+    """The constexprs of a launch by their names, those in its tuples too."""
+    from triton.language import constexpr
+
     made, _ = source(launch)
     names = launch.kernel.arg_names
     constant = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
-    return {names[place[0]]: value for place, value in made.constants.items() if names[place[0]] in constant}
+    found = {names[path[0]]: value for path, value in made.constants.items() if names[path[0]] in constant}
+    for value in launch.args:
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            found |= {name: part.value for name, part in value._asdict().items() if isinstance(part, constexpr)}
+    return found
 
 
 _TYPES = {

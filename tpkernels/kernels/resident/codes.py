@@ -18,7 +18,3 @@ INITS = {
 # What a pooled token is: the center of the clustering, the mean of the final members, or the medoid's own token.
 OUTPUT_CENTER, OUTPUT_MEAN, OUTPUT_MEDOID = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 OUTPUTS = {"center": OUTPUT_CENTER.value, "mean": OUTPUT_MEAN.value, "medoid": OUTPUT_MEDOID.value}
-
-# Factors of the Gram matrix: float32 multiplied as PRECISION says; one half-type value that holds the token less its
-# pivot exactly; two bfloat16, high and low.
-FACTORS_FULL, FACTORS_EXACT, FACTORS_SPLIT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)

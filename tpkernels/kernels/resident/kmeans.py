@@ -1,4 +1,4 @@
-"""K-Means in Gram space: both halves of an iteration, for one sample, by one program.
+"""K-Means in Gram space: the update of the centers, for one sample, by one program.
 
 A center is `c_s = sum_j m_sj x_j` with m_sj = w_j / W_s for its members. With Q = M G, the squared distance of token i
 to center s is `c_s . c_s - 2 Q_si` plus a constant of the token, where `c_s . c_s = sum_i m_si Q_si`. Q is the mean of
@@ -8,52 +8,33 @@ rows of G, as pooled tokens are means of rows of X.
 import triton
 import triton.language as tl
 
-from .means import segment_means, sort_members
-from .nearest import nearer, store_nearest
+from .members import member_means, slot_totals, sort_members, sort_slots
 
 
 @triton.jit
-def update_means(
-    p_gram, p_weight, p_label, p_order, p_first, p_total, p_product, p_square, p_stamp, turn, n, k, ld,
-    NP: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def update_means(turn, s, z, kind, tile):
     """Writes Q [K, ld], c.c [K] and the stamp [K] of every slot with members; the others keep theirs."""
-    sort_members(p_label, p_weight, p_order, p_first, p_total, n, k, NP, R)
-    count = tl.load(p_first + k)
-    segment_means(
-        p_gram, p_label, p_weight, p_order, p_first, p_total, p_product, count, 0, n, ld, 1, ld,
-        S, P, PRECISION, False,
-    )  # fmt: skip
+    sort_members(s, z, tile)
+    slot_totals(s.weight, s, z, tile, kind.WEIGHTED)
+    sort_slots(s, z, tile)
+    # Slots are at their own places.
+    o_k = tl.arange(0, tile.KP)
+    tl.store(s.place + o_k, o_k)
     tl.debug_barrier()
-    o_n = tl.arange(0, NP)
-    b_label = tl.load(p_label + o_n, mask=o_n < n, other=-1)
-    m_in = b_label >= 0
-    b_total = tl.load(p_total + b_label, mask=m_in, other=1.0)
-    b_weight = tl.load(p_weight + o_n, mask=o_n < n, other=0.0)
-    b_share = tl.where(b_total < 0, 1.0, b_weight) / tl.abs(b_total)
-    b_own = tl.where(m_in, b_share * tl.load(p_product + b_label * ld + o_n, mask=m_in, other=0.0), 0.0)
-    for s in range(0, k, R):
-        o_s = s + tl.arange(0, R)
-        m_slot = b_label[None, :] == o_s[:, None]
-        m_live = (tl.sum(m_slot.to(tl.int32), 1) > 0) & (o_s < k)
-        tl.store(p_square + o_s, tl.sum(tl.where(m_slot, b_own[None, :], 0.0), 1), mask=m_live)
-        tl.store(p_stamp + o_s, tl.zeros((R,), tl.int32) + turn, mask=m_live)
+    member_means(s.gram, s.weight, s.place, s.product, s, 0, z.n, z.ld, 1, z.ld, z, tile, kind.WEIGHTED, tile.C)
     tl.debug_barrier()
-
-
-@triton.jit
-def assign_means(
-    p_norm, p_product, p_square, p_label, p_sqdist, b_valid, n, k, ld, NP: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
-    """Writes every token's nearest center (label [N], -1 for an invalid token) and its squared distance."""
-    o_n = tl.arange(0, NP)
-    b_best = tl.full((NP,), float("inf"), tl.float32)
-    b_label = tl.zeros((NP,), tl.int32)
-    for s in range(0, k, R):
-        o_s = s + tl.arange(0, R)
-        # A slot that never had members has c.c = +inf.
-        b_square = tl.load(p_square + o_s, mask=o_s < k, other=float("inf"))[:, None]
-        m_live = (b_square < float("inf")) & (o_n < ld)[None, :]
-        b_score = b_square - 2 * tl.load(p_product + o_s[:, None] * ld + o_n[None, :], mask=m_live, other=0.0)
-        b_best, b_label = nearer(b_score, o_s, b_best, b_label)
-    store_nearest(p_norm, p_label, p_sqdist, b_best, b_label, b_valid, o_n, n)
+    b_begin = tl.load(s.begin + o_k, mask=o_k < z.k, other=0)
+    b_count = tl.load(s.end + o_k, mask=o_k < z.k, other=0) - b_begin
+    b_total = tl.load(s.total + o_k, mask=o_k < z.k, other=1.0)
+    b_sum = tl.zeros((tile.KP,), tl.float32)
+    for step in tl.range(0, tl.max(b_count, 0), num_stages=1):
+        m_in = step < b_count
+        b_token = tl.load(s.order + b_begin + step, mask=m_in, other=0)
+        b_own = tl.load(s.product + o_k * z.ld + b_token, mask=m_in, other=0.0)
+        if kind.WEIGHTED:
+            b_own *= tl.where(b_total < 0, 1.0, tl.load(s.weight + b_token, mask=m_in, other=0.0))
+        b_sum += b_own
+    m_live = (o_k < z.k) & (b_count > 0)
+    tl.store(s.square + o_k, b_sum / tl.abs(b_total), mask=m_live)
+    tl.store(s.stamp + o_k, tl.zeros((tile.KP,), tl.int32) + turn, mask=m_live)
+    tl.debug_barrier()

@@ -1,4 +1,4 @@
-"""K-Medoids in Gram space: both halves of an iteration, for one sample, by one program.
+"""K-Medoids in Gram space: the update of the medoids, for one sample, by one program.
 
 With G = X X^T, the cost of token i as medoid of its cluster C is
 `||x_i - mu||^2 = G_ii - 2 sum_{j in C} w_j G_ij / W` plus a constant of the cluster, and the distance of token i to
@@ -8,73 +8,60 @@ medoid m is `G_mm - 2 G_mi` plus a constant of the token. Neither touches the D 
 import triton
 import triton.language as tl
 
-from .nearest import nearer, store_nearest
+from .members import sort_members
 
 # Costs that differ by less than the Gram matrix's rounding are tied, and the lowest index wins.
 SLACK = tl.constexpr(2.0**-20)
 
 
 @triton.jit
-def member_costs(
-    p_gram, p_weight, p_norm, p_cost, p_label, n, ld, NP: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
-    """Writes `G_ii - 2 sum_{j in C} w_j G_ij / W` [N] of every token in its own cluster."""
-    o_n = tl.arange(0, NP)
-    b_label = tl.load(p_label + o_n, mask=o_n < n, other=-1)
-    b_weight = tl.load(p_weight + o_n, mask=o_n < n, other=0.0)
-    for i in range(0, n, R):
-        o_i = i + tl.arange(0, R)
-        l_i = tl.load(p_label + o_i, mask=o_i < n, other=-1)
-        m_same = (l_i[:, None] == b_label[None, :]) & (l_i >= 0)[:, None]
-        # Whole padded rows load as vectors; m_same leaves the padding out.
-        m_g = (o_i < n)[:, None] & (o_n < ld)[None, :]
-        b_g = tl.load(p_gram + o_i[:, None] * ld + o_n[None, :], mask=m_g, other=0.0)
-        b_mass = tl.sum(tl.where(m_same, b_weight[None, :], 0.0), 1)
-        # Weights that sum to 0 count as equal ones.
-        b_equal = tl.where(b_mass > 0, 0.0, 1.0)
-        b_count = tl.sum(m_same.to(tl.float32), 1)
-        b_dot = tl.sum(tl.where(m_same, b_g * (b_weight[None, :] + b_equal[:, None]), 0.0), 1)
-        b_mean = b_dot / tl.where(b_mass > 0, b_mass, tl.maximum(b_count, 1.0))
-        tl.store(p_cost + o_i, tl.load(p_norm + o_i, mask=o_i < n, other=0.0) - 2 * b_mean, mask=o_i < n)
+def member_costs(s, z, kind, tile):
+    """Writes `G_ii - 2 sum_{j in C} w_j G_ij / W` [N] of every token in its own cluster, after `sort_members`."""
+    o_n = tl.arange(0, tile.NP)
+    b_label = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
+    b_begin = tl.load(s.begin + b_label, mask=b_label >= 0, other=0)
+    b_count = tl.load(s.end + b_label, mask=b_label >= 0, other=0) - b_begin
+    b_sum = tl.zeros((tile.NP,), tl.float32)
+    b_dot = tl.zeros((tile.NP,), tl.float32)
+    b_mass = tl.zeros((tile.NP,), tl.float32)
+    for step in tl.range(0, tl.max(b_count, 0), num_stages=1):
+        m_in = step < b_count
+        b_member = tl.load(s.order + b_begin + step, mask=m_in, other=0)
+        b_g = tl.load(s.gram + b_member * z.ld + o_n, mask=m_in, other=0.0)
+        b_sum += b_g
+        if kind.WEIGHTED:
+            b_weight = tl.load(s.weight + b_member, mask=m_in, other=0.0)
+            b_dot += b_weight * b_g
+            b_mass += b_weight
+    # Weights that sum to 0 count as equal ones.
+    m_equal = b_mass == 0
+    b_mean = tl.where(m_equal, b_sum, b_dot) / tl.where(m_equal, tl.maximum(b_count, 1).to(tl.float32), b_mass)
+    tl.store(s.cost + o_n, tl.load(s.norm + o_n, mask=o_n < z.n, other=0.0) - 2 * b_mean, mask=o_n < z.n)
     tl.debug_barrier()
 
 
 @triton.jit
-def update_medoids(
-    p_gram, p_weight, p_norm, p_cost, p_label, p_medoid, n, k, ld, NP: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
-    """Writes the medoid [K] of every slot (NP for a slot without members) from labels [N]."""
-    member_costs(p_gram, p_weight, p_norm, p_cost, p_label, n, ld, NP, R)
-    o_n = tl.arange(0, NP)
-    b_label = tl.load(p_label + o_n, mask=o_n < n, other=-1)
-    b_cost = tl.load(p_cost + o_n, mask=o_n < n, other=0.0)
-    b_slack = SLACK * tl.load(p_norm + o_n, mask=o_n < n, other=0.0)
-    for s in range(0, k, R):
-        o_s = s + tl.arange(0, R)
-        m_in = b_label[None, :] == o_s[:, None]
-        b_least = tl.min(tl.where(m_in, b_cost[None, :], float("inf")), 1)
-        m_tied = m_in & (b_cost[None, :] <= b_least[:, None] + b_slack[None, :])
-        tl.store(p_medoid + o_s, tl.min(tl.where(m_tied, o_n[None, :], NP), 1), mask=o_s < k)
+def update_medoids(s, z, kind, tile):
+    """Writes the medoid [K] of every slot (NP for a slot without members) and its norm (+inf), from labels [N]."""
+    NP: tl.constexpr = tile.NP
+    sort_members(s, z, tile)
+    member_costs(s, z, kind, tile)
+    o_k = tl.arange(0, tile.KP)
+    b_begin = tl.load(s.begin + o_k, mask=o_k < z.k, other=0)
+    b_count = tl.load(s.end + o_k, mask=o_k < z.k, other=0) - b_begin
+    most = tl.max(b_count, 0)
+    b_least = tl.full((tile.KP,), float("inf"), tl.float32)
+    for step in tl.range(0, most, num_stages=1):
+        b_token = tl.load(s.order + b_begin + step, mask=step < b_count, other=0)
+        b_least = tl.minimum(b_least, tl.load(s.cost + b_token, mask=step < b_count, other=float("inf")))
+    b_medoid = tl.full((tile.KP,), NP, tl.int32)
+    for step in tl.range(0, most, num_stages=1):
+        m_in = step < b_count
+        b_token = tl.load(s.order + b_begin + step, mask=m_in, other=0)
+        b_cost = tl.load(s.cost + b_token, mask=m_in, other=float("inf"))
+        b_slack = SLACK * tl.load(s.norm + b_token, mask=m_in, other=0.0)
+        b_medoid = tl.where(m_in & (b_cost <= b_least + b_slack), tl.minimum(b_medoid, b_token), b_medoid)
+    tl.store(s.medoid + o_k, b_medoid, mask=o_k < z.k)
+    b_norm = tl.load(s.norm + b_medoid, mask=b_medoid < NP, other=float("inf"))
+    tl.store(s.square + o_k, b_norm, mask=o_k < z.k)
     tl.debug_barrier()
-
-
-@triton.jit
-def assign_medoids(
-    p_gram, p_norm, p_medoid, p_label, p_sqdist, b_valid, n, k, ld, NP: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
-    """Writes every token's nearest medoid (label [N], -1 for an invalid token) and its squared distance."""
-    o_n = tl.arange(0, NP)
-    b_best = tl.full((NP,), float("inf"), tl.float32)
-    b_label = tl.zeros((NP,), tl.int32)
-    for s in range(0, k, R):
-        o_s = s + tl.arange(0, R)
-        b_m = tl.load(p_medoid + o_s, mask=o_s < k, other=NP)
-        m_live = b_m < NP
-        m_g = m_live[:, None] & (o_n < ld)[None, :]
-        b_g = tl.load(p_gram + b_m[:, None] * ld + o_n[None, :], mask=m_g, other=0.0)
-        b_norm = tl.load(p_norm + b_m, mask=m_live, other=float("inf"))
-        b_score = b_norm[:, None] - 2 * b_g
-        # A medoid belongs to its own cluster, even where another medoid is an equal token.
-        b_score = tl.where(b_m[:, None] == o_n[None, :], float("-inf"), b_score)
-        b_best, b_label = nearer(b_score, o_s, b_best, b_label)
-    store_nearest(p_norm, p_label, p_sqdist, b_best, b_label, b_valid, o_n, n)

@@ -1,20 +1,122 @@
-"""Where the parts of a program's scratch begin.
+"""A program's scratch: where each part begins, and how much there is of it.
 
-Floats [11 NP + 2 KP], a pivot for each channel, one to three matrices; ints [10 NP + 5 KP + 16] and rows of labels
-[NP], one for each update and one more.
+Floats hold vectors of tokens and of slots, a pivot for each channel, and one to three matrices; ints hold vectors and,
+for K-Means, the labels of every update. Centered tokens have a buffer of their own type.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
+from .codes import INIT_WARD, METHOD_KMEANS, METHOD_WARD, OUTPUT_MEAN
+
+# Vectors by the buffer that they lie in and what they have an entry for.
+TOKEN_FLOATS, SLOT_FLOATS = tl.constexpr(10), tl.constexpr(2)
+TOKEN_INTS, SLOT_INTS = tl.constexpr(10), tl.constexpr(7)
+
+
+class Scratch(NamedTuple):
+    """Pointers. By token [NP] floats: weight, pool (weights), norm, cost, mass, joined (the mass of a pair's second
+    cluster), below, least, gap (what a pair's merge costs), height. By slot [KP] floats: square, total. Then pivot
+    [ld_d] and the matrices [N, ld] gram, cost_matrix (Ward's, which may be the same) and product [K, ld].
+
+    By token [NP] ints: label, order, near, partner, pair, scan, touched, parent, turn, other. By slot [KP] ints:
+    begin, end, token, medoid, stamp, place, by_size. Then history [max_iter + 1, NP]. centered is [2 or 1, rows, ld_d].
+    """
+
+    weight: tl.tensor
+    pool: tl.tensor
+    norm: tl.tensor
+    cost: tl.tensor
+    mass: tl.tensor
+    joined: tl.tensor
+    below: tl.tensor
+    least: tl.tensor
+    gap: tl.tensor
+    height: tl.tensor
+    square: tl.tensor
+    total: tl.tensor
+    pivot: tl.tensor
+    gram: tl.tensor
+    cost_matrix: tl.tensor
+    product: tl.tensor
+    label: tl.tensor
+    order: tl.tensor
+    near: tl.tensor
+    partner: tl.tensor
+    pair: tl.tensor
+    scan: tl.tensor
+    touched: tl.tensor
+    parent: tl.tensor
+    turn: tl.tensor
+    other: tl.tensor
+    begin: tl.tensor
+    end: tl.tensor
+    token: tl.tensor
+    medoid: tl.tensor
+    stamp: tl.tensor
+    place: tl.tensor
+    by_size: tl.tensor
+    history: tl.tensor
+    centered: tl.tensor
+
+
+class Needs(NamedTuple):
+    """Elements of a program's buffers: floats, ints, centered tokens; and of its matrices, which floats hold."""
+
+    floats: int
+    ints: int
+    centered: int
+    matrices: int
+
+
+def lines(count: int, unit: int = 16) -> int:
+    """The count padded to whole units."""
+    return -(-count // unit) * unit
+
+
+def needs(
+    n: int, d: int, k: int, max_iter: int, *, method: int, init: int, output: int, halves: bool, width: int,
+    slots: int, tile: int, block_d: int,
+) -> Needs:  # fmt: skip
+    """What `scratch_of` lays out, in elements; codes as in `codes.py`, width and slots are NP and KP."""
+    matrix = n * lines(n)
+    matrices = (1 + has_second_matrix(method, init, output)) * matrix
+    floats = TOKEN_FLOATS.value * width + SLOT_FLOATS.value * slots + lines(d, block_d) + matrices
+    floats += k * lines(n) if method == METHOD_KMEANS.value else 0
+    ints = (TOKEN_INTS.value + (max_iter + 1 if method == METHOD_KMEANS.value else 0)) * width
+    ints += SLOT_INTS.value * slots
+    return Needs(lines(floats), lines(ints), (1 + halves) * lines(n, tile) * lines(d, block_d), matrices)
+
+
+def has_second_matrix(method: int, init: int, output: int) -> bool:
+    """Whether Ward's costs have a matrix beside the Gram matrix, which is read after Ward's rounds."""
+    if method == METHOD_WARD.value:
+        return output != OUTPUT_MEAN.value
+    return init == INIT_WARD.value
+
 
 @triton.jit
-def integers(p_ints, NP: tl.constexpr, KP: tl.constexpr):
-    """Pointers to label, order, first [KP + 16], token, medoid, stamp, place, marks [8, NP], history."""
-    p_first = p_ints + 2 * NP
-    p_token = p_first + KP + 16
-    p_marks = p_token + 4 * KP
-    return (
-        p_ints, p_ints + NP, p_first, p_token, p_token + KP, p_token + 2 * KP, p_token + 3 * KP, p_marks,
-        p_marks + 8 * NP,
+def scratch_of(p_floats, p_ints, p_centered, z, kind, tile):
+    """The parts of the scratch that begins at the pointers."""
+    NP: tl.constexpr = tile.NP
+    KP: tl.constexpr = tile.KP
+    p_slots = p_floats + TOKEN_FLOATS * NP
+    p_pivot = p_slots + SLOT_FLOATS * KP
+    p_gram = p_pivot + z.ld_d
+    p_costs = p_gram
+    if (kind.METHOD == METHOD_WARD and kind.OUTPUT != OUTPUT_MEAN) or (
+        kind.METHOD != METHOD_WARD and kind.INIT == INIT_WARD
+    ):
+        p_costs = p_gram + z.n * z.ld
+    p_of_slots = p_ints + TOKEN_INTS * NP
+    return Scratch(
+        p_floats, p_floats + NP, p_floats + 2 * NP, p_floats + 3 * NP, p_floats + 4 * NP, p_floats + 5 * NP,
+        p_floats + 6 * NP, p_floats + 7 * NP, p_floats + 8 * NP, p_floats + 9 * NP, p_slots, p_slots + KP, p_pivot,
+        p_gram, p_costs, p_costs + z.n * z.ld,
+        p_ints, p_ints + NP, p_ints + 2 * NP, p_ints + 3 * NP, p_ints + 4 * NP, p_ints + 5 * NP, p_ints + 6 * NP,
+        p_ints + 7 * NP, p_ints + 8 * NP, p_ints + 9 * NP,
+        p_of_slots, p_of_slots + KP, p_of_slots + 2 * KP, p_of_slots + 3 * KP, p_of_slots + 4 * KP,
+        p_of_slots + 5 * KP, p_of_slots + 6 * KP, p_of_slots + SLOT_INTS * KP, p_centered,
     )  # fmt: skip

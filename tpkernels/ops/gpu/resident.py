@@ -1,4 +1,4 @@
-"""Launches of the resident kernels: one for a batch, three where few large samples would leave processors idle.
+"""Launches of the resident kernels: one for a batch, four where few large samples would leave processors idle.
 
 Triton is imported at the first launch, on the tensor's own device and stream.
 """
@@ -20,6 +20,8 @@ from .resident_tiles import ResidentConfig, resident_config
 SCRATCH_BYTES = 256 << 20
 # Up to this width a sample's matrix is small enough that one program makes, clusters and pools it.
 ONE_LAUNCH_WIDTH = 256
+# Numbers of a row that a lane holds: what it loads at once.
+LINE = 4
 
 
 def precision() -> str:
@@ -52,14 +54,20 @@ def programs(batch: int, scratch: int, matrices: int, config: ResidentConfig, li
 
 
 def splits(batch: int, n: int, scratch: int, limits: Limits) -> bool:
-    """Whether three launches take the batch, so that several programs share a sample."""
+    """Whether four launches take the batch, so that several programs share a sample."""
     small = batch <= 2 * limits.processors and batch * scratch <= SCRATCH_BYTES
     return power_of_two(n, 16) > ONE_LAUNCH_WIDTH and small
 
 
 def cluster(tensors: Tensors, spec: Spec) -> Results:
     """`kernels.resident.launch`: the results of `ops.cluster`, for k <= N."""
+    import triton.language as tl
+
     from ...kernels.resident import codes
+    from ...kernels.resident.arguments import Kind, Outputs, Room, Shape, Strides, Tile
+    from ...kernels.resident.arguments import Tensors as Inputs
+    from ...kernels.resident.launch import resident_kernel
+    from ...kernels.resident.scratch import needs
 
     x, weight, pool_weight, mask, start = tensors
     k, method, init, output, max_iter, _ = spec
@@ -72,83 +80,68 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
         return results
     # A gathered token is not weighed.
     pool_weight = None if spec.gathers else pool_weight
-    flags = None if mask is None else mask.view(torch.uint8)
     ward = spec.runs_ward
     limits, config = limits_of(x.device), config_of(x, k, method, ward)
-    half = x.dtype != torch.float32
     width, slots = power_of_two(n, 16), power_of_two(k, 16)
-    line = -(-n // 16) * 16
-    second = output != "mean" if method == "ward" else init == "ward"
-    matrices = (1 + second) * n * line
-    floats = 11 * width + 2 * slots + -(-d // 16) * 16 + matrices
-    floats += k * line if method == "kmeans" else 0
-    floats = -(-floats // 16) * 16
-    ints = (11 + max_iter) * width + 5 * slots + 16
-    scratch = 4 * (floats + ints)
+    codes_of = {
+        "method": codes.METHODS[method], "init": codes.INITS[init if method != "ward" else "topk"],
+        "output": codes.OUTPUTS[output],
+    }  # fmt: skip
+    halves = x.dtype != torch.float32
+    need = needs(
+        n, d, k, max_iter, **codes_of, halves=halves, width=width, slots=slots, tile=config.tile, block_d=config.block_d
+    )
+    element = x.element_size()
+    scratch = 4 * (need.floats + need.ints) + element * need.centered
     split = splits(b, n, scratch, limits)
-    count = b if split else programs(b, scratch, 4 * matrices, config, limits)
-    room = torch.empty(count * floats, dtype=torch.float32, device=x.device)
-    counters = torch.empty(count * ints, dtype=torch.int32, device=x.device)
-
-    fills = (
-        x, weight if weight is not None else x, pool_weight if pool_weight is not None else x,
-        flags if flags is not None else x, start if start is not None else x,
-    )  # fmt: skip
-    outs = assignment, source, found, _any(loss, total), n_iter, _any(heights, total), total
-    steps = *strides(weight, 2), *strides(pool_weight, 2), *strides(flags, 2), *strides(start, 2)
-    tiles = {
-        "NP": width, "KP": slots, "T": config.tile, "BD": config.block_d, "MASKED": mask is not None,
-        "FACTORS": (codes.FACTORS_EXACT if half else codes.FACTORS_FULL).value, "PRECISION": precision(),
-        "WIDEN": interpreting(),
-    }  # fmt: skip
-    kinds = {
-        "METHOD": codes.METHODS[method], "INIT": codes.INITS[init if method != "ward" else "topk"],
-        "OUTPUT": codes.OUTPUTS[output], "WEIGHTED": weight is not None, "POOL_WEIGHTED": pool_weight is not None,
-        "R": config.rows, "S": config.segment, "P": config.pooled,
-    }  # fmt: skip
+    count = b if split else programs(b, scratch, 4 * need.matrices, config, limits)
+    room = Room(
+        torch.empty(count * need.floats, dtype=torch.float32, device=x.device),
+        torch.empty(count * need.ints, dtype=torch.int32, device=x.device),
+        torch.empty(count * need.centered, dtype=x.dtype, device=x.device),
+    )
+    flags = None if mask is None else mask.view(torch.uint8)
+    given = Inputs(x, *(x if tensor is None else tensor for tensor in (weight, pool_weight, flags, start)))
+    steps = Strides(*x.stride(), *strides(weight, 2), *strides(pool_weight, 2), *strides(flags, 2), *strides(start, 2))
+    # A kernel writes what it was asked for and nothing else, but takes a pointer for all.
+    outs = Outputs(out, assignment, source, found, _any(loss, total), n_iter, _any(heights, total), total)
+    shape = Shape(d, need.floats, need.ints, need.centered)
+    kind = Kind(*map(tl.constexpr, (
+        *codes_of.values(), weight is not None, pool_weight is not None, mask is not None, halves, precision(),
+        interpreting(),
+    )))  # fmt: skip
+    tile = Tile(*map(tl.constexpr, (
+        width, slots, config.tile, config.block_d, config.rows, min(width, LINE * limits.warp), config.segment,
+        min(config.pooled, power_of_two(d, 16)),
+    )))  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if x.is_cuda and config.registers:
         # Without a limit ptxas spills registers to fit one more program per multiprocessor.
         options["maxnreg"] = config.registers
-    if x.is_cuda and ward:
-        # A fused multiply-add rounds a distance and its mirror image differently, and Ward needs them equal.
-        options["enable_fp_fusion"] = False
-    sizes = n, d, k, max_iter, line, floats, ints
     with on_device(x):
         if split:
-            _three(fills, out, outs, room, counters, sizes, steps, tiles, kinds, options)
+            _four(given, outs, room, shape, steps, (n, k, max_iter), kind, tile, options)
         else:
-            from ...kernels.resident.launch import resident_kernel
-
-            resident_kernel[(count,)](
-                *fills, out, *outs, room, counters, b, *sizes, *x.stride(), *steps, **tiles, **kinds, **options
-            )
+            resident_kernel[(count,)](given, outs, room, shape, steps, b, n, k, max_iter, kind, tile, **options)
     return results
 
 
 def _any(tensor: Tensor, stand_in: Tensor) -> Tensor:
-    """A kernel writes what it was asked for and nothing else, but takes a pointer for all."""
+    """A tensor, or another where it is empty."""
     return tensor if tensor.numel() else stand_in
 
 
-def _three(
-    fills: tuple[Tensor, ...], out: Tensor, outs: tuple[Tensor, ...], room: Tensor, counters: Tensor,
-    sizes: tuple[int, ...], steps: tuple[int, ...], tiles: dict[str, Any], kinds: dict[str, Any],
+def _four(
+    given: Any, outs: Any, room: Any, shape: Any, steps: Any, sizes: tuple[int, int, int], kind: Any, tile: Any,
     options: dict[str, int],
 ) -> None:  # fmt: skip
-    """The three launches: a program for each tile of the Gram matrices, each sample, each block of channels."""
-    from ...kernels.resident.launch import cluster_kernel, gram_kernel, pool_kernel
+    """The four launches: programs for blocks of tokens, tiles of the Gram matrices, samples, blocks of channels."""
+    from ...kernels.resident.launch import center_kernel, cluster_kernel, gram_kernel, pool_kernel
 
-    x, flags = fills[0], fills[3]
-    b = x.shape[0]
-    n, d, k, _, line, floats, ints = sizes
-    side = -(-n // tiles["T"])
-    gram_kernel[(b * side * side,)](
-        x, flags, room, counters, n, d, line, floats, ints, *x.stride(), *steps[4:6], **tiles, **options
-    )
-    cluster_kernel[(b,)](*fills, *outs, room, counters, *sizes, *x.stride(), *steps, **tiles, **kinds, **options)
-    pool_kernel[(b * -(-d // kinds["P"]),)](
-        x, out, room, counters, n, d, k, floats, ints, *x.stride(),
-        **{name: tiles[name] for name in ("NP", "KP", "PRECISION")},
-        **{name: kinds[name] for name in ("S", "P", "METHOD", "OUTPUT")}, **options,
-    )  # fmt: skip
+    b, d = given.x.shape[0], shape.d
+    n, k, max_iter = sizes
+    side = -(-n // tile.T.value)
+    center_kernel[(b * side,)](given, room, shape, steps, n, k, kind, tile, **options)
+    gram_kernel[(b * side * side,)](room, shape, n, k, kind, tile, **options)
+    cluster_kernel[(b,)](given, outs, room, shape, steps, n, k, max_iter, kind, tile, **options)
+    pool_kernel[(b * -(-d // tile.P.value),)](given, outs, room, shape, steps, n, k, kind, tile, **options)
