@@ -3,7 +3,7 @@
 A common offset cancels digits, so a pivot is taken off every channel, which changes no distance: the mean of 16 tokens
 spread over the sample. For half types the pivot has the tokens' own type, and is 0 unless those 16 tokens lie between
 half and twice of it, where the difference is exact in that type (Sterbenz). What a half type does not hold of a
-difference is kept as a second value of that type, and the number of such entries is counted.
+difference is kept as a second value of that type.
 """
 
 import triton
@@ -36,19 +36,20 @@ def channel_pivots(p_x, p_mask, s, z, strides, kind, tile):
 
 @triton.jit
 def center_rows(p_x, p_mask, s, first, last, z, strides, rows, kind, tile):
-    """Writes the centered tokens first..last; returns how many of their entries one half-type value does not hold.
+    """Writes the centered tokens first..last; returns whether one half-type value does not hold all of their entries.
 
     Invalid tokens become zeros, and so do channels beyond D; rows: of the buffer of a half.
     """
-    b_inexact = tl.zeros((ROWS, CHANNELS), tl.int32)
+    b_rest = tl.zeros((ROWS, CHANNELS), tl.float32)
     for c in range(0, z.ld_d, CHANNELS):
         o_d = c + tl.arange(0, CHANNELS)
         b_pivot = tl.load(s.pivot + o_d, mask=o_d < z.d, other=0.0)
         for i in range(first, last, ROWS):
             o_i = i + tl.arange(0, ROWS)
             m_i = valid_tokens(p_mask, o_i, z.n, strides.mask_n, kind.MASKED)
-            b_x = load_tokens(p_x, o_i, o_d, m_i, z.d, strides.n, strides.d)
-            b_x = tl.where(m_i[:, None], b_x - b_pivot[None, :], 0.0)
+            b_x = load_tokens(p_x, o_i, o_d, m_i, z.d, strides.n, strides.d) - b_pivot[None, :]
+            if kind.MASKED:
+                b_x = tl.where(m_i[:, None], b_x, 0.0)
             o_at = o_i[:, None] * z.ld_d + o_d[None, :]
             m_at = (o_i < last)[:, None] & (o_d < z.ld_d)[None, :]
             b_high = b_x
@@ -59,7 +60,7 @@ def center_rows(p_x, p_mask, s, first, last, z, strides, rows, kind, tile):
             tl.store(s.centered + o_at, b_high, mask=m_at)
             if kind.HALVES:
                 b_low = b_x - b_high.to(tl.float32)
-                b_inexact += (b_low != 0).to(tl.int32)
+                b_rest = tl.maximum(b_rest, tl.abs(b_low))
                 tl.store(s.centered + rows * z.ld_d + o_at, b_low.to(s.centered.dtype.element_ty), mask=m_at)
     tl.debug_barrier()
-    return tl.sum(tl.sum(b_inexact, 1), 0)
+    return (tl.max(tl.max(b_rest, 1), 0) > 0).to(tl.int32)

@@ -13,7 +13,7 @@ from .codes import INIT_WARD, METHOD_KMEANS, METHOD_WARD, OUTPUT_MEAN
 
 # Vectors by the buffer that they lie in and what they have an entry for.
 TOKEN_FLOATS, SLOT_FLOATS = tl.constexpr(10), tl.constexpr(2)
-TOKEN_INTS, SLOT_INTS = tl.constexpr(10), tl.constexpr(7)
+TOKEN_INTS, SLOT_INTS = tl.constexpr(11), tl.constexpr(7)
 
 
 class Scratch(NamedTuple):
@@ -21,7 +21,7 @@ class Scratch(NamedTuple):
     cluster), below, least, gap (what a pair's merge costs), height. By slot [KP] floats: square, total. Then pivot
     [ld_d] and the matrices [N, ld] gram, cost_matrix (Ward's, which may be the same) and product [K, ld].
 
-    By token [NP] ints: label, order, near, partner, pair, scan, touched, parent, turn, other. By slot [KP] ints:
+    By token [NP] ints: label, order, near, partner, pair, scan, touched, parent, turn, other, gone. By slot [KP] ints:
     begin, end, token, medoid, stamp, place, by_size. Then history [max_iter + 1, NP]. centered is [2 or 1, rows, ld_d].
     """
 
@@ -51,6 +51,7 @@ class Scratch(NamedTuple):
     parent: tl.tensor
     turn: tl.tensor
     other: tl.tensor
+    gone: tl.tensor
     begin: tl.tensor
     end: tl.tensor
     token: tl.tensor
@@ -82,8 +83,9 @@ def needs(
 ) -> Needs:  # fmt: skip
     """What `scratch_of` lays out, in elements; codes as in `codes.py`, width and slots are NP and KP."""
     matrix = n * lines(n)
+    # Whole blocks of a row's columns are read, beyond the last row too.
     matrices = (1 + has_second_matrix(method, init, output)) * matrix
-    floats = TOKEN_FLOATS.value * width + SLOT_FLOATS.value * slots + lines(d, block_d) + matrices
+    floats = TOKEN_FLOATS.value * width + SLOT_FLOATS.value * slots + lines(d, block_d) + matrices + width
     floats += k * lines(n) if method == METHOD_KMEANS.value else 0
     ints = (TOKEN_INTS.value + (max_iter + 1 if method == METHOD_KMEANS.value else 0)) * width
     ints += SLOT_INTS.value * slots
@@ -116,7 +118,7 @@ def scratch_of(p_floats, p_ints, p_centered, z, kind, tile):
         p_floats + 6 * NP, p_floats + 7 * NP, p_floats + 8 * NP, p_floats + 9 * NP, p_slots, p_slots + KP, p_pivot,
         p_gram, p_costs, p_costs + z.n * z.ld,
         p_ints, p_ints + NP, p_ints + 2 * NP, p_ints + 3 * NP, p_ints + 4 * NP, p_ints + 5 * NP, p_ints + 6 * NP,
-        p_ints + 7 * NP, p_ints + 8 * NP, p_ints + 9 * NP,
+        p_ints + 7 * NP, p_ints + 8 * NP, p_ints + 9 * NP, p_ints + 10 * NP,
         p_of_slots, p_of_slots + KP, p_of_slots + 2 * KP, p_of_slots + 3 * KP, p_of_slots + 4 * KP,
         p_of_slots + 5 * KP, p_of_slots + 6 * KP, p_of_slots + SLOT_INTS * KP, p_centered,
     )  # fmt: skip

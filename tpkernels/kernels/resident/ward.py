@@ -10,7 +10,7 @@ which is Lance and Williams' (1967) step for rows and for columns in one; of a q
 out. A cluster lies in the row and column of its lowest token. The entry of two clusters is computed once and stored
 twice, so that the matrix is symmetric to the last bit, and only the rows of merged clusters are computed.
 
-A row's nearest neighbor, ties by i XOR j, is looked for again where it merged. Others keep theirs: by reducibility no
+A row's nearest neighbor, ties by the lower i XOR j, is looked for again where it merged. Others keep theirs: by reducibility no
 new cluster is nearer. Where it is as near, or nearer by a rounding, a round may have no mutual pair: then all rows are
 scanned, after which the cheapest pair is mutual.
 """
@@ -26,11 +26,12 @@ BIG = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def _best(b_cost, b_tie, b_least, b_near):
-    """The running least cost, as the bits of a float that is not negative, and its lowest tie."""
-    b_tie = tl.where(b_cost == b_least, tl.minimum(b_tie, b_near), b_tie)
-    m_keep = b_cost > b_least
-    return tl.minimum(b_cost, b_least), tl.where(m_keep, b_near, b_tie)
+def _nearer(b_cost, b_tie, b_least, b_near):
+    """The least costs so far, as the bits of floats that are not negative, and their neighbors, the first of equal
+    ones.
+    """
+    b_near = tl.where(b_cost < b_least, b_tie, b_near)
+    return tl.minimum(b_cost, b_least), b_near
 
 
 @triton.jit
@@ -43,43 +44,44 @@ def _store_nearest(s, b_least, b_near, o_r, m_r):
 
 
 @triton.jit
-def _first_costs(p_mask, stride_mask, s, z, kind, tile, WEIGHTED: tl.constexpr):
-    """Writes the costs [N, ld] of merging two tokens, +inf where there are none, and every token's nearest neighbor."""
+def _first_costs(s, z, tile, WEIGHTED: tl.constexpr):
+    """Writes the costs [N, ld] of merging two tokens, +inf for a token with itself, and every token's nearest."""
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C
     for r in range(0, z.n, R):
         o_r = r + tl.arange(0, R)
         m_r = o_r < z.n
-        b_mass_r = tl.load(s.mass + o_r, mask=m_r, other=1.0)
-        b_norm_r = tl.load(s.norm + o_r, mask=m_r, other=0.0)
+        b_mass_r = tl.load(s.mass + o_r)
+        b_norm_r = tl.load(s.norm + o_r)
         b_least = tl.full((R, C), INF, tl.int32)
         b_near = tl.full((R, C), BIG, tl.int32)
-        for c in range(0, z.n, C):
-            o_c = c + tl.arange(0, C)
-            m_c = valid_tokens(p_mask, o_c, z.n, stride_mask, kind.MASKED)
-            b_norm = tl.load(s.norm + o_c, mask=o_c < z.n, other=0.0)
-            m_at = m_r[:, None] & (o_c < z.ld)[None, :]
-            o_at = o_r[:, None] * z.ld + o_c[None, :]
-            b_g = tl.load(s.gram + o_at, mask=m_at, other=0.0)
-            # Norms are the matrix's own diagonal, so that equal tokens are at distance 0 to the last bit.
-            b_cost = tl.maximum(b_norm_r[:, None] + b_norm[None, :] - 2 * b_g, 0.0)
-            if WEIGHTED:
-                b_mass = tl.load(s.mass + o_c, mask=o_c < z.n, other=1.0)
-                b_cost *= b_mass_r[:, None] * b_mass[None, :] / (b_mass_r[:, None] + b_mass[None, :])
-            else:
-                b_cost *= 0.5
-            b_cost = tl.where(m_c[None, :] & (o_r[:, None] != o_c[None, :]), b_cost, float("inf"))
-            tl.debug_barrier()
-            # Whole padded rows store as vectors; what lies beyond N is masked where it is read.
-            tl.store(s.cost_matrix + o_at, b_cost, mask=m_at)
-            b_least, b_near = _best(b_cost.to(tl.int32, bitcast=True), o_r[:, None] ^ o_c[None, :], b_least, b_near)
+        # Blocks of columns in the order of i XOR j, so that the first of equal costs is the lowest tie.
+        for j in tl.static_range(tile.NP // C):
+            c = (r // C ^ j) * C
+            if c < z.n:
+                o_c = tl.arange(0, C) + c
+                o_at = o_r[:, None] * z.ld + o_c[None, :]
+                # Norms are the matrix's own diagonal, so that equal tokens are at distance 0 to the last bit.
+                b_cost = b_norm_r[:, None] + tl.load(s.norm + o_c)[None, :]
+                b_cost = tl.maximum(b_cost - 2 * tl.load(s.gram + o_at, mask=m_r[:, None], other=0.0), 0.0)
+                if WEIGHTED:
+                    b_mass = tl.load(s.mass + o_c)[None, :]
+                    b_cost *= b_mass_r[:, None] * b_mass / (b_mass_r[:, None] + b_mass)
+                else:
+                    b_cost *= 0.5
+                b_cost = tl.where(o_r[:, None] != o_c[None, :], b_cost, float("inf"))
+                tl.debug_barrier()
+                # Whole padded rows store as vectors.
+                tl.store(s.cost_matrix + o_at, b_cost, mask=m_r[:, None] & (o_c < z.ld)[None, :])
+                b_cost = (b_cost.to(tl.int32, bitcast=True) | tl.load(s.gone + o_c)[None, :]) & BIG
+                b_least, b_near = _nearer(b_cost, o_r[:, None] ^ o_c[None, :], b_least, b_near)
         _store_nearest(s, b_least, b_near, o_r, m_r)
     tl.debug_barrier()
 
 
 @triton.jit
 def _scan(count, s, z, tile):
-    """Looks for the nearest neighbors of the rows scan[..count] among the live ones."""
+    """Looks for the nearest neighbors of the rows scan[..count] among the clusters that are there."""
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C
     for r in range(0, count, R):
@@ -87,13 +89,11 @@ def _scan(count, s, z, tile):
         o_r = tl.load(s.scan + r + tl.arange(0, R), mask=m_r, other=0)
         b_least = tl.full((R, C), INF, tl.int32)
         b_near = tl.full((R, C), BIG, tl.int32)
-        for c in tl.range(0, z.n, C, num_stages=1):
-            o_c = c + tl.arange(0, C)
-            m_live = tl.load(s.mass + o_c, mask=o_c < z.n, other=0.0) > 0
-            m_at = m_r[:, None] & (o_c < z.ld)[None, :]
-            b_cost = tl.load(s.cost_matrix + o_r[:, None] * z.ld + o_c[None, :], mask=m_at, other=float("inf"))
-            b_cost = tl.where(m_live[None, :], b_cost.to(tl.int32, bitcast=True), INF)
-            b_least, b_near = _best(b_cost, o_r[:, None] ^ o_c[None, :], b_least, b_near)
+        for j in tl.static_range(tile.NP // C):
+            # Of each row its own order of blocks, as at first. A cluster that is gone may have left a negative number.
+            o_c = ((o_r // C ^ j) * C)[:, None] + tl.arange(0, C)[None, :]
+            b_cost = tl.load(s.cost_matrix + o_r[:, None] * z.ld + o_c).to(tl.int32, bitcast=True)
+            b_least, b_near = _nearer((b_cost | tl.load(s.gone + o_c)) & BIG, o_r[:, None] ^ o_c, b_least, b_near)
         _store_nearest(s, b_least, b_near, o_r, m_r)
     tl.debug_barrier()
 
@@ -102,17 +102,14 @@ def _scan(count, s, z, tile):
 def _merge_pairs(turn, limit, s, z, tile):
     """Finds the mutual pairs below the limit and records their merges; returns how many, and how many rows to scan.
 
-    Writes the clusters that merge, by their lowest tokens (pair), and the rows to scan; mass 0 is a cluster that is no
-    longer there.
+    Writes the clusters that merge, by their lowest tokens (pair), and the rows to scan.
     """
     NP: tl.constexpr = tile.NP
     o_n = tl.arange(0, NP)
-    m_n = o_n < z.n
-    b_mass = tl.load(s.mass + o_n, mask=m_n, other=0.0)
-    b_least = tl.load(s.least + o_n, mask=m_n, other=float("inf"))
-    b_below = tl.load(s.below + o_n, mask=m_n, other=0.0)
-    b_near = tl.load(s.near + o_n, mask=m_n, other=0)
-    m_live = b_mass > 0
+    m_live = tl.load(s.gone + o_n) == 0
+    b_least = tl.load(s.least + o_n, mask=m_live, other=float("inf"))
+    b_near = tl.load(s.near + o_n, mask=m_live, other=0)
+    b_below = tl.load(s.below + o_n)
     m_open = m_live & (b_least < limit)
     m_pair = m_open & (tl.load(s.near + b_near, mask=m_open, other=-1) == o_n)
     b_joined = tl.load(s.mass + b_near, mask=m_pair, other=0.0)
@@ -125,11 +122,11 @@ def _merge_pairs(turn, limit, s, z, tile):
     tl.debug_barrier()
     tl.store(s.pair + b_place - 1, o_n, mask=m_first)
     tl.store(s.partner + o_n, tl.where(m_first, b_near, -1))
-    tl.store(s.joined + o_n, b_joined)
+    tl.store(s.joined + o_n, tl.where(m_first, b_joined, 0.0))
     tl.store(s.gap + o_n, tl.where(m_first, b_least, 0.0))
     tl.store(s.touched + o_n, m_pair.to(tl.int32))
     tl.store(s.below + o_n, b_made, mask=m_first)
-    tl.store(s.mass + o_n, tl.zeros((NP,), tl.float32), mask=m_gone)
+    tl.store(s.gone + o_n, tl.full((NP,), INF, tl.int32), mask=m_gone)
     tl.store(s.parent + o_n, b_near, mask=m_gone)
     tl.store(s.height + o_n, b_made, mask=m_gone)
     tl.store(s.turn + o_n, tl.zeros((NP,), tl.int32) + turn, mask=m_gone)
@@ -148,44 +145,59 @@ def _merge_costs(pairs, s, z, tile):
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C
     for r in range(0, pairs, R):
-        m_r = r + tl.arange(0, R) < pairs
-        o_a = tl.load(s.pair + r + tl.arange(0, R), mask=m_r, other=0)
-        o_b = tl.load(s.partner + o_a, mask=m_r, other=0)
-        b_a = tl.load(s.mass + o_a, mask=m_r, other=1.0)[:, None]
-        b_b = tl.load(s.joined + o_a, mask=m_r, other=0.0)[:, None]
-        b_gap_r = tl.load(s.gap + o_a, mask=m_r, other=0.0)[:, None]
+        m_r = (r + tl.arange(0, R) < pairs)[:, None]
+        o_a = tl.load(s.pair + r + tl.arange(0, R), mask=r + tl.arange(0, R) < pairs, other=0)
+        o_b = tl.load(s.partner + o_a, mask=r + tl.arange(0, R) < pairs, other=0)
+        b_a = tl.load(s.mass + o_a)[:, None]
+        b_b = tl.load(s.joined + o_a)[:, None]
+        b_gap = tl.load(s.gap + o_a)[:, None]
         p_a = s.cost_matrix + o_a[:, None] * z.ld
         p_b = s.cost_matrix + o_b[:, None] * z.ld
         for c in tl.range(0, z.n, C, num_stages=1):
             o_c = c + tl.arange(0, C)
-            m_c = o_c < z.n
-            b_c = tl.load(s.mass + o_c, mask=m_c, other=0.0)
-            o_e = tl.load(s.partner + o_c, mask=m_c, other=-1)
-            m_e = o_e >= 0
-            b_e = tl.load(s.joined + o_c, mask=m_e, other=0.0)
-            b_gap = tl.load(s.gap + o_c, mask=m_e, other=0.0)[None, :]
-            # Of two clusters that merge, the row of the lower one has their entry.
-            m_at = (b_c > 0)[None, :] & ((m_e == 0)[None, :] | (o_c[None, :] > o_a[:, None])) & m_r[:, None]
-            m_line = m_r[:, None] & (o_c < z.ld)[None, :]
-            b_sum = (b_a + b_c[None, :]) * tl.load(p_a + o_c[None, :], mask=m_line, other=0.0)
-            b_sum += (b_b + b_c[None, :]) * tl.load(p_b + o_c[None, :], mask=m_line, other=0.0)
-            m_both = m_at & m_e[None, :]
-            b_sum += (b_a + b_e[None, :]) * tl.load(p_a + o_e[None, :], mask=m_both, other=0.0)
-            b_sum += (b_b + b_e[None, :]) * tl.load(p_b + o_e[None, :], mask=m_both, other=0.0)
-            b_q = (b_c + b_e)[None, :]
-            b_p = b_a + b_b
-            b_cost = tl.maximum((b_sum - (b_q * b_gap_r + b_p * b_gap)) / (b_p + b_q), 0.0)
+            b_c = tl.load(s.mass + o_c)[None, :]
+            # The numerator of a cluster that merges in this round is a part of its pair's.
+            m_pair = (tl.load(s.touched + o_c) > 0)[None, :]
+            b_sum = (b_a + b_c) * tl.load(p_a + o_c[None, :]) + (b_b + b_c) * tl.load(p_b + o_c[None, :]) - b_c * b_gap
+            b_cost = tl.where(m_pair, b_sum, tl.maximum(b_sum / (b_a + b_b + b_c), 0.0))
+            tl.debug_barrier()
+            tl.store(p_a + o_c[None, :], b_cost, mask=m_r & (o_c < z.ld)[None, :])
+            m_column = (m_pair == 0) & (tl.load(s.gone + o_c) == 0)[None, :]
+            tl.store(s.cost_matrix + o_c[None, :] * z.ld + o_a[:, None], b_cost, mask=m_r & m_column)
+            tl.debug_barrier()
+    if pairs > 1:
+        _merge_pair_costs(pairs, s, z, tile)
+    o_n = tl.arange(0, tile.NP)
+    tl.store(s.mass + o_n, tl.load(s.mass + o_n) + tl.load(s.joined + o_n))
+    tl.debug_barrier()
+
+
+@triton.jit
+def _merge_pair_costs(pairs, s, z, tile):
+    """Writes the costs of the clusters pair[..pairs] with each other, from the numerators in the rows of the lower
+    ones.
+    """
+    R: tl.constexpr = tile.R
+    C: tl.constexpr = tile.C // 2 if tile.C > 16 else tile.C
+    for r in range(0, pairs, R):
+        o_r = r + tl.arange(0, R)
+        o_a = tl.load(s.pair + o_r, mask=o_r < pairs, other=0)
+        b_a = (tl.load(s.mass + o_a) + tl.load(s.joined + o_a))[:, None]
+        p_a = s.cost_matrix + o_a[:, None] * z.ld
+        # Of two clusters the row of the lower one has their numerator.
+        for q in range(r // C * C, pairs, C):
+            o_q = tl.arange(0, C) + q
+            m_q = o_q < pairs
+            o_c = tl.load(s.pair + o_q, mask=m_q, other=0)
+            o_e = tl.load(s.partner + o_c, mask=m_q, other=0)
+            b_c = (tl.load(s.mass + o_c) + tl.load(s.joined + o_c))[None, :]
+            m_at = (o_r[:, None] < o_q[None, :]) & m_q[None, :]
+            b_sum = tl.load(p_a + o_c[None, :], mask=m_at, other=0.0) + tl.load(p_a + o_e[None, :], mask=m_at, other=0.0)
+            b_cost = tl.maximum((b_sum - b_a * tl.load(s.gap + o_c)[None, :]) / (b_a + b_c), 0.0)
             tl.debug_barrier()
             tl.store(p_a + o_c[None, :], b_cost, mask=m_at)
             tl.store(s.cost_matrix + o_c[None, :] * z.ld + o_a[:, None], b_cost, mask=m_at)
             tl.debug_barrier()
-    # The pairs' masses are one from here on.
-    o_n = tl.arange(0, tile.NP)
-    b_mass = tl.load(s.mass + o_n, mask=o_n < z.n, other=0.0)
-    b_mass = tl.where(b_mass > 0, b_mass + tl.load(s.joined + o_n, mask=o_n < z.n, other=0.0), 0.0)
-    tl.debug_barrier()
-    tl.store(s.mass + o_n, b_mass)
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -198,7 +210,7 @@ def _at(b_sorted, place, o_n):
 def _wanted_height(wanted, s, z, tile):
     """The wanted-th lowest height of the merges made so far."""
     o_n = tl.arange(0, tile.NP)
-    b_height = tl.load(s.height + o_n, mask=o_n < z.n, other=float("inf")).to(tl.int32, bitcast=True)
+    b_height = tl.load(s.height + o_n).to(tl.int32, bitcast=True)
     return _at(tl.sort(b_height), wanted - 1, o_n).to(tl.float32, bitcast=True)
 
 
@@ -256,13 +268,14 @@ def ward_labels(p_heights, p_mask, stride_mask, count, weighs, scale, s, z, kind
     b_valid = valid_tokens(p_mask, o_n, z.n, stride_mask, kind.MASKED)
     b_mass = tl.load(s.weight + o_n, mask=b_valid, other=0.0)
     b_mass = tl.where(weighs, tl.maximum(b_mass, 1e-6), 1.0)
-    tl.store(s.mass + o_n, tl.where(b_valid, b_mass, 0.0))
+    tl.store(s.mass + o_n, b_mass)
+    tl.store(s.gone + o_n, tl.where(b_valid, 0, INF))
     tl.store(s.below + o_n, tl.zeros((tile.NP,), tl.float32))
     tl.store(s.parent + o_n, o_n)
     tl.store(s.height + o_n, tl.full((tile.NP,), float("inf"), tl.float32))
     tl.store(s.turn + o_n, tl.zeros((tile.NP,), tl.int32))
     tl.debug_barrier()
-    _first_costs(p_mask, stride_mask, s, z, kind, tile, kind.WEIGHTED)
+    _first_costs(s, z, tile, kind.WEIGHTED)
     merged = 0
     turn = 0
     limit = float("inf")
@@ -276,7 +289,7 @@ def ward_labels(p_heights, p_mask, stride_mask, count, weighs, scale, s, z, kind
         merged += pairs
         if merged >= count - z.k:
             limit = _wanted_height(count - z.k, s, z, tile)
-        m_live = tl.load(s.mass + o_n, mask=o_n < z.n, other=0.0) > 0
+        m_live = tl.load(s.gone + o_n) == 0
         least = tl.min(tl.load(s.least + o_n, mask=m_live, other=float("inf")), 0)
     tl.debug_barrier()
     _cut(p_heights, p_mask, stride_mask, count, scale, s, z, kind, tile)
