@@ -1,0 +1,169 @@
+"""How often a warp runs each basic block for a sample: from statements' counts and from the code's loops.
+
+A loop of the code belongs to the loop of the source that nearly all of its instructions come from, and turns as often. A
+block that runs in every turn has its loop's count. Any other block has the count that most of its instructions come
+with, at most its loop's: an instruction that was moved out of a loop of the source counts as often as that loop begins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from .chains import Chain, Files
+from .flow import Flow
+from .trips import Trips
+
+# The share of a loop's instructions that come from the loop of the source; others were moved into it.
+SHARE = 0.7
+# Of instructions that a compiler may not move past each other or leave out: their copies tell an unrolled loop.
+FIRM = ("BAR", "SHFL", "STG", "STS", "HMMA", "HGMMA", "REDUX", "s_barrier", "ds_write", "global_store", "v_mfma")
+
+
+class Statements:
+    """Counts of statements, and of what stands around them.
+
+    Args:
+        trips: of the interpreter.
+        files: where the statements stand.
+    """
+
+    def __init__(self, trips: Trips, files: Files) -> None:
+        self._trips, self._files = trips, files
+        self._functions = {(self._function(chain), chain[1:]) for chain in trips.counts}
+        self._levels: dict[Chain, list[float]] = {}
+
+    def count(self, chain: Chain) -> float:
+        """Executions of a statement.
+
+        The interpreter may take another way where the compiler decides, so what stands in such an `if` counts as the
+        `if` does.
+        """
+        if chain in self._trips.counts:
+            return self._trips.counts[chain]
+        for header in self._around(chain):
+            statement = self._files.statement(header[0])
+            if statement is not None and not statement.fixed:
+                break
+            if header in self._trips.counts:
+                return self._trips.counts[header]
+        called = (self._function(chain), chain[1:]) in self._functions
+        return 0.0 if called or len(chain) == 1 else self.count(chain[1:])
+
+    def turns(self, header: Chain) -> float:
+        """How often a loop's body runs."""
+        return self._trips.counts.get(header, 0.0) - self._trips.entries.get(header, 0.0)
+
+    def loops(self, chain: Chain) -> list[Chain]:
+        """The headers of the loops around a statement and around its callers, the innermost first."""
+        found = []
+        for place in range(len(chain)):
+            for one in (chain[place:], *self._around(chain[place:])):
+                statement = self._files.statement(one[0])
+                if statement is not None and statement.kind in ("for", "while"):
+                    found.append(one)
+        return found
+
+    def levels(self, chain: Chain) -> list[float]:
+        """Counts of a statement and of all that it stands in, the innermost first."""
+        if chain not in self._levels:
+            found = []
+            for place in range(len(chain)):
+                here = chain[place:]
+                found.append(self.count(here))
+                for one in (here, *self._around(here)):
+                    statement = self._files.statement(one[0])
+                    if statement is not None and statement.kind in ("for", "while"):
+                        found += [self.turns(one), self._trips.entries.get(one, 0.0)]
+                    elif one is not here:
+                        found.append(self.count(one))
+            self._levels[chain] = found
+        return self._levels[chain]
+
+    def _around(self, chain: Chain) -> list[Chain]:
+        statement = self._files.statement(chain[0])
+        return [((chain[0][0], line), *chain[1:]) for line in (statement.around if statement is not None else ())]
+
+    def _function(self, chain: Chain) -> str:
+        statement = self._files.statement(chain[0])
+        return statement.function if statement is not None else ""
+
+
+@dataclass
+class Counted:
+    """blocks: counts by block; loops: the header of each loop of the code; doubts: what was taken without proof."""
+
+    blocks: list[float]
+    loops: list[Chain | None]
+    doubts: list[str] = field(default_factory=list)
+
+
+def counts(flow: Flow, statements: Statements, programs: float) -> Counted:
+    """Counts of all blocks; programs: of the kernel, by sample."""
+    found = Counted([0.0] * len(flow.blocks), [None] * len(flow.loops))
+    turns = [0.0] * len(flow.loops)
+    # The innermost loops first: what they take is no longer free to the loops around them.
+    for number in sorted(range(len(flow.loops)), key=lambda one: len(flow.loops[one].blocks)):
+        found.loops[number] = header = _header(flow, number, found.loops, statements)
+        if header is None:
+            found.doubts.append(f"a loop of {_size(flow, number)} instructions belongs to none of the source")
+        else:
+            turns[number] = statements.turns(header)
+            copies = _copies(flow, number)
+            if copies > 1:
+                found.doubts.append(f"{header[0][0]}:{header[0][1]} is unrolled {copies} times")
+                turns[number] /= copies
+    for number, loop in enumerate(flow.loops):
+        if found.loops[number] is None:
+            # As often as what is around it: the least that it can be.
+            turns[number] = turns[loop.outer] if loop.outer is not None else programs
+        twins = [one for one in range(number) if found.loops[one] == found.loops[number] is not None]
+        if any(flow.loops[one].outer == loop.outer for one in twins):
+            found.doubts.append(f"{found.loops[number][0]} has several loops")
+    for number, block in enumerate(flow.blocks):
+        if not flow.above[number]:
+            continue
+        loop = flow.inner[number]
+        most = programs if loop is None else turns[loop]
+        found.blocks[number] = most
+        if not flow.always(number, loop):
+            votes: Counter[float] = Counter()
+            for one in block.instructions:
+                if one.chain:
+                    votes[next((level for level in statements.levels(one.chain) if level <= most + 1e-9), most)] += 1
+            if votes:
+                found.blocks[number] = votes.most_common(1)[0][0]
+    return found
+
+
+def _header(flow: Flow, number: int, taken: list[Chain | None], statements: Statements) -> Chain | None:
+    loop = flow.loops[number]
+    inside = {taken[one] for one in range(len(taken)) if taken[one] and flow.loops[one].blocks < loop.blocks}
+    votes: Counter[Chain] = Counter()
+    total = 0
+    for block in loop.blocks:
+        for one in flow.blocks[block].instructions:
+            if not one.chain:
+                continue
+            total += 1
+            around = statements.loops(one.chain)
+            # Loops that stand in a loop that is taken cannot be around it.
+            last = max((place for place, header in enumerate(around) if header in inside), default=-1)
+            votes.update(around[last + 1 :])
+    good = [header for header, count in votes.items() if count >= SHARE * total]
+    return max(good, key=lambda header: len(statements.loops(header)), default=None)
+
+
+def _size(flow: Flow, number: int) -> int:
+    return sum(len(flow.blocks[block].instructions) for block in flow.loops[number].blocks)
+
+
+def _copies(flow: Flow, number: int) -> int:
+    """How often the assembler repeats a loop's body: the least number of copies of an instruction that must stay."""
+    copies: Counter[tuple[str, int]] = Counter()
+    for block in flow.loops[number].blocks:
+        if flow.inner[block] == number and flow.always(block, number):
+            for one in flow.blocks[block].instructions:
+                if one.name.startswith(FIRM):
+                    copies[one.name, one.number] += 1
+    return min(copies.values(), default=1)
