@@ -58,19 +58,18 @@ def renumbered(ptx: str) -> tuple[str, list[str]]:
     An instruction's line tells copies of it, which the assembler makes where it unrolls, from its neighbours.
     """
     rows, comments = [], []
-    # Instructions may take several lines; the file's table of lines is text, too.
-    inside, whole, comment = False, True, ""
+    # Instructions may take several lines; sections of debug information follow the body.
+    depth, whole, comment = 0, True, ""
     for row in ptx.splitlines():
         bare = row.split("//")[0].strip()
         if found := re.match(r"^\s*\.loc\s[^/]*(?://(.*))?$", row):
             comment = found.group(1) or ""
             continue
-        if inside and whole and re.match(r"@?%?!?\w", bare) and not bare.endswith(":"):
+        if depth and whole and re.match(r"@?%?!?\w", bare) and not bare.endswith(":"):
             comments.append(comment)
             rows.append(f"\t.loc\t1 {len(comments)} 0")
         rows.append(row)
-        # Not after the body: sections of debug information follow.
-        inside = (inside or row.startswith("{")) and not row.startswith("}")
+        depth += (bare == "{") - (bare == "}")
         whole = bare[-1:] in ("", ";", "{", "}", ":")
     return "\n".join(rows) + "\n", comments
 
@@ -101,6 +100,8 @@ def sass(text: str, chains: list[Chain]) -> Code:
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     line = 0
+    # Without a return a call is a jump: so the assembler leaves loops in which a warp may have diverged.
+    jumps = ("BRA",) if re.search(r"\bRET\.", text) else ("BRA", "CALL")
     for row in text.splitlines():
         if found := re.match(r'^\s*//## File "[^"]*", line (\d+)', row):
             line = int(found.group(1))
@@ -113,7 +114,7 @@ def sass(text: str, chains: list[Chain]) -> Code:
             if first in ("BRX", "JMX", "JMP", "BRXU"):
                 raise RuntimeError(f"expected branches to labels, got {row.strip()}")
             # Warps that have diverged take the other way of BRA.DIV: these do not.
-            goes = to is not None and first == "BRA" and ".DIV" not in name
+            goes = to is not None and first in jumps and ".DIV" not in name
             plain = guard is None and re.fullmatch(r"\s*`\(\.L_x_\w+\)\s*", operands) is not None
             falls = not (guard is None and first in ("EXIT", "RET")) and not (goes and plain)
             chain = chains[line - 1] if 0 < line <= len(chains) else ()
@@ -131,8 +132,8 @@ def amd(text: str, files: Files) -> Code:
     number = 0
     for row in text.splitlines():
         if found := re.match(r"^\s*\.loc\s[^;]*;(.*)$", row):
-            # Line 0 has no place of its own: moved or merged code.
-            number, chain = number + 1, files.chain(found.group(1))
+            # Line 0 is moved or merged code, which stays with its neighbours.
+            number, chain = number + 1, files.chain(found.group(1)) or chain
         elif found := re.match(r"^(\.LBB\w+):", row):
             labels[found.group(1)] = len(instructions)
         elif re.match(r"^\s*s_endpgm", row):
@@ -143,7 +144,7 @@ def amd(text: str, files: Files) -> Code:
             name, operands = found.groups()
             if name in ("s_setpc_b64", "s_swappc_b64", "s_cbranch_i_fork"):
                 raise RuntimeError(f"expected branches to labels, got {row.strip()}")
-            to = re.search(r"\b?(\.LBB\w+)", operands) if "branch" in name else None
+            to = re.search(r"(\.LBB\w+)", operands) if "branch" in name else None
             falls = name != "s_branch"
             instructions.append(Instruction(name, row.strip(), chain, number, to.group(1) if to else None, falls))
     return Code(instructions, labels)

@@ -16,8 +16,10 @@ from .trips import Trips
 
 # The share of a loop's instructions that come from the loop of the source; others were moved into it.
 SHARE = 0.7
-# Of instructions that a compiler may not move past each other or leave out: their copies tell an unrolled loop.
-FIRM = ("BAR", "SHFL", "STG", "STS", "HMMA", "HGMMA", "REDUX", "s_barrier", "ds_write", "global_store", "v_mfma")
+# Instructions of a loop that polls.
+MOST_POLLING = 12
+# NVIDIA's instructions that the assembler may not leave out, and of which each in PTX makes one.
+FIRM = ("BAR", "SHFL", "STG", "STS", "REDUX")
 
 
 class Statements:
@@ -54,6 +56,10 @@ class Statements:
         """How often a loop's body runs."""
         return self._trips.counts.get(header, 0.0) - self._trips.entries.get(header, 0.0)
 
+    def entries(self, header: Chain) -> float:
+        """How often a loop is begun."""
+        return self._trips.entries.get(header, 0.0)
+
     def loops(self, chain: Chain) -> list[Chain]:
         """The headers of the loops around a statement and around its callers, the innermost first."""
         found = []
@@ -74,7 +80,7 @@ class Statements:
                 for one in (here, *self._around(here)):
                     statement = self._files.statement(one[0])
                     if statement is not None and statement.kind in ("for", "while"):
-                        found += [self.turns(one), self._trips.entries.get(one, 0.0)]
+                        found += [self.turns(one), self.entries(one)]
                     elif one is not here:
                         found.append(self.count(one))
             self._levels[chain] = found
@@ -101,25 +107,21 @@ class Counted:
 def counts(flow: Flow, statements: Statements, programs: float) -> Counted:
     """Counts of all blocks; programs: of the kernel, by sample."""
     found = Counted([0.0] * len(flow.blocks), [None] * len(flow.loops))
-    turns = [0.0] * len(flow.loops)
+    order = sorted(range(len(flow.loops)), key=lambda one: len(flow.loops[one].blocks))
     # The innermost loops first: what they take is no longer free to the loops around them.
-    for number in sorted(range(len(flow.loops)), key=lambda one: len(flow.loops[one].blocks)):
-        found.loops[number] = header = _header(flow, number, found.loops, statements)
-        if header is None:
+    for number in order:
+        found.loops[number] = _header(flow, number, found.loops, statements)
+    turns = [0.0] * len(flow.loops)
+    # The outermost first: a loop without a header is as frequent as what is around it.
+    for number in reversed(order):
+        header, outer = found.loops[number], flow.loops[number].outer
+        if header is None and _waits(flow, number):
+            turns[number] = programs if outer is None else turns[outer]
+        elif header is None:
             found.doubts.append(f"a loop of {_size(flow, number)} instructions belongs to none of the source")
+            turns[number] = programs if outer is None else turns[outer]
         else:
-            turns[number] = statements.turns(header)
-            copies = _copies(flow, number)
-            if copies > 1:
-                found.doubts.append(f"{header[0][0]}:{header[0][1]} is unrolled {copies} times")
-                turns[number] /= copies
-    for number, loop in enumerate(flow.loops):
-        if found.loops[number] is None:
-            # As often as what is around it: the least that it can be.
-            turns[number] = turns[loop.outer] if loop.outer is not None else programs
-        twins = [one for one in range(number) if found.loops[one] == found.loops[number] is not None]
-        if any(flow.loops[one].outer == loop.outer for one in twins):
-            found.doubts.append(f"{found.loops[number][0]} has several loops")
+            turns[number] = _turns(flow, number, found, statements)
     for number, block in enumerate(flow.blocks):
         if not flow.above[number]:
             continue
@@ -136,7 +138,34 @@ def counts(flow: Flow, statements: Statements, programs: float) -> Counted:
     return found
 
 
+def _turns(flow: Flow, number: int, found: Counted, statements: Statements) -> float:
+    """How often a loop turns. One that a compiler repeats in its body turns less often, and another takes the rest."""
+    header = found.loops[number]
+    if header is None:
+        return 0.0
+    whole, begun, copies = statements.turns(header), statements.entries(header), _copies(flow, number)
+    twins = [
+        one
+        for one, loop in enumerate(flow.loops)
+        if found.loops[one] == header and loop.outer == flow.loops[number].outer
+    ]
+    least = min(twins, key=lambda one: _size(flow, one))
+    if len(twins) > 1:
+        main = max(twins, key=lambda one: _size(flow, one))
+        copies = round(_size(flow, main) / _size(flow, least))
+    if copies > 1 and begun:
+        if number == least:
+            found.doubts.append(f"{header[0][0]}:{header[0][1]} is unrolled {copies} times")
+        repeated = whole / begun // copies * begun
+        return whole - copies * repeated if len(twins) > 1 and number == least else repeated
+    if len(twins) > 1 and number == least:
+        found.doubts.append(f"{header[0][0]}:{header[0][1]} has {len(twins)} loops, and each counts whole")
+    return whole
+
+
 def _header(flow: Flow, number: int, taken: list[Chain | None], statements: Statements) -> Chain | None:
+    if _waits(flow, number):
+        return None
     loop = flow.loops[number]
     inside = {taken[one] for one in range(len(taken)) if taken[one] and flow.loops[one].blocks < loop.blocks}
     votes: Counter[Chain] = Counter()
@@ -152,6 +181,12 @@ def _header(flow: Flow, number: int, taken: list[Chain | None], statements: Stat
             votes.update(around[last + 1 :])
     good = [header for header, count in votes.items() if count >= SHARE * total]
     return max(good, key=lambda header: len(statements.loops(header)), default=None)
+
+
+def _waits(flow: Flow, number: int) -> bool:
+    """Whether a loop does nothing but poll a barrier in shared memory, which succeeds at once where work is ahead."""
+    rows = [one for block in flow.loops[number].blocks for one in flow.blocks[block].instructions]
+    return len(rows) <= MOST_POLLING and any("TRYWAIT" in one.name for one in rows)
 
 
 def _size(flow: Flow, number: int) -> int:

@@ -75,16 +75,17 @@ def run(name: str, target: str, samples: int) -> Trips:
         else:
             units = samples
             call = _clusters(operation.case, TARGETS[target], samples, stack)
-        _as_on(TARGETS[target], stack)
+        _as_on(TARGETS[target], samples / operation.call.shape[0], stack)
         return trips(call, FOLDER, units)
 
 
-def _as_on(target: Target, stack: ExitStack) -> None:
-    """Launchers read the target's limits."""
+def _as_on(target: Target, share: float, stack: ExitStack) -> None:
+    """Launchers read the target's limits, with as many samples for a multiprocessor as in the whole batch."""
     from tpkernels.ops.gpu import attention, resident
 
+    limits = target.limits._replace(processors=max(1, round(target.limits.processors * share)))
     for module in (attention, resident):
-        stack.enter_context(patch.object(module, "limits_of", lambda device: target.limits))
+        stack.enter_context(patch.object(module, "limits_of", lambda device: limits))
 
 
 def _clusters(case: Case, target: Target, samples: int, stack: ExitStack) -> Any:
