@@ -184,9 +184,9 @@ def _header(flow: Flow, number: int, taken: list[Chain | None], statements: Stat
 
 
 def _waits(flow: Flow, number: int) -> bool:
-    """Whether a loop does nothing but poll a barrier in shared memory, which succeeds at once where work is ahead."""
+    """Whether a loop does nothing but poll, which succeeds at once where work is ahead."""
     rows = [one for block in flow.loops[number].blocks for one in flow.blocks[block].instructions]
-    return len(rows) <= MOST_POLLING and any("TRYWAIT" in one.name for one in rows)
+    return len(rows) <= MOST_POLLING and any("TRYWAIT" in one.name or one.name == "NANOSLEEP" for one in rows)
 
 
 def _size(flow: Flow, number: int) -> int:

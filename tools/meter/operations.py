@@ -55,6 +55,7 @@ OPERATIONS = {
     for one in (
         _clustering("ward", "ward"),
         _clustering("ward random", "ward", "random"),
+        _clustering("ward outlying", "ward", "outlying"),
         _clustering("kmedoids", "kmedoids"),
         _clustering("kmeans", "kmeans"),
         Operation("attention", Call("attention", (256, 197, 64, 6), "bfloat16")),
