@@ -17,8 +17,8 @@ class Case:
     method: ward, kmedoids or kmeans. init: "topk" (the K tokens of highest weight), "strided" (evenly spaced)
     or "ward" (Ward's clusters).
     weighted: whether tokens count by their weight; without it the start stays the same. tokens: "structured" (low rank
-    and spatially correlated, as a transformer's are), "outlying" (structured, with large offsets that a few entries
-    lack, so that every sample takes the second, exact matrix) or "random" (independent normal numbers). dtype: of x.
+    and spatially correlated, as a transformer's are), "outlying" (structured, with offsets that a few entries lack,
+    so that every sample takes the second, exact matrix) or "random" (independent normal numbers). dtype: of x.
     """
 
     method: str

@@ -1,8 +1,8 @@
 """Call paths of instructions and of executed statements, in one form.
 
-A chain is the statement that an instruction belongs to, then the statements that called its function, up to the kernel's
-own: ((file, line), ...), with files by their names and statements by their first lines. Functions of Triton itself
-(sums, maxima) are left out: what they do counts for the statement that calls them.
+A chain is the statement that an instruction belongs to, then the statements that called its function, up to the
+kernel's own: ((file, line), ...), with files by their names and statements by their first lines. Functions of Triton
+itself (sums, maxima) are left out: what they do counts for the statement that calls them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Files:
     """The files of kernels by their names.
 
     Args:
-        kernel: the file that the launched kernel stands in; its neighbours come before files of the same name elsewhere.
+        kernel: the file that the launched kernel stands in; its neighbours come before files of that name elsewhere.
         folder: all files below it belong to kernels.
     """
 

@@ -12,14 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.compile_gate.targets import Target, _run, _tools
+from tools.compile_gate.targets import Target, binaries, run
 
 from .chains import Chain, Files
 
 
 class Instruction(NamedTuple):
-    """name: its opcode; text; chain: where it comes from; number: the `.loc` of the PTX that it comes from; to: the label
-    that it may branch to; falls: whether the next instruction may follow."""
+    """name: its opcode; text; chain: where it comes from; number: of the instruction of PTX that it comes from (on AMD:
+    of the `.loc`); to: the label that it may branch to; falls: whether the next instruction may follow."""
 
     name: str
     text: str
@@ -30,7 +30,7 @@ class Instruction(NamedTuple):
 
 
 class Code(NamedTuple):
-    """instructions in order; labels: the place of the instruction that each stands before; calls: of subroutines."""
+    """instructions in order; labels: the place of the instruction that each stands before."""
 
     instructions: list[Instruction]
     labels: dict[str, int]
@@ -89,7 +89,7 @@ def _disassembled(cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        return _run(str(_tools() / "nvdisasm"), "-c", "-g", str(path))
+        return run(str(binaries() / "nvdisasm"), "-c", "-g", str(path))
 
 
 _SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)(.*?);")

@@ -1,8 +1,8 @@
 """How often a warp runs each basic block for a sample: from statements' counts and from the code's loops.
 
-A loop of the code belongs to the loop of the source that nearly all of its instructions come from, and turns as often. A
-block that runs in every turn has its loop's count. Any other block has the count that most of its instructions come
-with, at most its loop's: an instruction that was moved out of a loop of the source counts as often as that loop begins.
+A loop of the code belongs to the loop of the source that nearly all of its instructions come from, and turns as often.
+A block that runs in every turn has its loop's count. Any other block has the count that most of its instructions come
+with, at most its loop's: an instruction that was moved out of a loop counts as often as that loop begins.
 """
 
 from __future__ import annotations

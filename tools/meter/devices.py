@@ -9,8 +9,8 @@ from tpkernels.ops.gpu.resident_tiles import program_registers
 
 
 class Device(NamedTuple):
-    """Of a multiprocessor: schedulers, registers, shared memory in bytes and what each program adds to its own, threads;
-    gigahertz: the clock."""
+    """Of a multiprocessor: schedulers, registers, shared memory in bytes and what a program takes beside its own,
+    threads; gigahertz: the clock."""
 
     schedulers: int
     registers: int

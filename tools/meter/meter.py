@@ -66,16 +66,14 @@ def cost(name: str, target_name: str, samples: int = SAMPLES) -> Cost:
         for part, count in one.parts.items():
             total[part] += count * one.num_warps / operation.warps(one.num_warps)
             instructions += count * one.num_warps * operation.units
-    split = {part: total[part] for part in parts.ORDER if total[part]}
+    split = {part: total[part] for part in parts.ORDER if part in total}
     time = DEVICES[target_name].microseconds(instructions, target)
     return Cost(name, target_name, made, split, time, exact_share(found))
 
 
 def exact_share(found: Trips) -> float:
     """The share of samples that take the second, exact matrix."""
-    shares = [
-        count for chain, count in found.counts.items() if len(chain) == 1 and parts.conditioned(chain[0], FOLDER)
-    ]
+    shares = [count for chain, count in found.counts.items() if len(chain) == 1 and parts.conditioned(chain[0], FOLDER)]
     return max(shares, default=0.0)
 
 

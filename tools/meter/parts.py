@@ -29,6 +29,8 @@ PARTS = {
     "_number_clusters": "numbering",
     "sort_members": "sorting",
     "pool_sample": "pooling",
+    "attend_rows_kernel": "attention",
+    "sum_parts_kernel": "sum of parts",
 }
 # What is left of functions whose callees have parts of their own.
 REST = {"ward_labels": "rounds"}
