@@ -8,6 +8,7 @@ with, at most its loop's: an instruction that was moved out of a loop counts as 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .chains import Chain, Files
@@ -18,8 +19,8 @@ from .trips import Trips
 SHARE = 0.7
 # Instructions of a loop that polls.
 MOST_POLLING = 12
-# NVIDIA's instructions that the assembler may not leave out, and of which each in PTX makes one.
-FIRM = ("BAR", "SHFL", "STG", "STS", "REDUX")
+# Instructions that the assembler may not leave out, and of which each in PTX makes one; AMD's are only compared.
+MARKS = ("BAR", "SHFL", "STG", "STS", "LDG", "REDUX", "global_", "ds_write", "s_barrier")
 
 
 class Statements:
@@ -112,23 +113,27 @@ def counts(flow: Flow, statements: Statements, programs: float) -> Counted:
     for number in order:
         found.loops[number] = _header(flow, number, found.loops, statements)
     turns = [0.0] * len(flow.loops)
+    over: dict[int, float] = {}
     # The outermost first: a loop without a header is as frequent as what is around it.
     for number in reversed(order):
-        header, outer = found.loops[number], flow.loops[number].outer
-        if header is None and _waits(flow, number):
-            turns[number] = programs if outer is None else turns[outer]
-        elif header is None:
+        outer = flow.loops[number].outer
+        if found.loops[number] is not None:
+            made, left = _unrolled(flow, number, found, statements)
+            turns[number] = made[number]
+            over |= left
+            continue
+        turns[number] = programs if outer is None else turns[outer]
+        if not _waits(flow, number):
             found.doubts.append(f"a loop of {_size(flow, number)} instructions belongs to none of the source")
-            turns[number] = programs if outer is None else turns[outer]
-        else:
-            turns[number] = _turns(flow, number, found, statements)
     for number, block in enumerate(flow.blocks):
         if not flow.above[number]:
             continue
         loop = flow.inner[number]
         most = programs if loop is None else turns[loop]
         found.blocks[number] = most
-        if not flow.always(number, loop):
+        if number in over:
+            found.blocks[number] = min(most, over[number])
+        elif not flow.always(number, loop):
             votes: Counter[float] = Counter()
             for one in block.instructions:
                 if one.chain:
@@ -138,29 +143,48 @@ def counts(flow: Flow, statements: Statements, programs: float) -> Counted:
     return found
 
 
-def _turns(flow: Flow, number: int, found: Counted, statements: Statements) -> float:
-    """How often a loop turns. One that a compiler repeats in its body turns less often, and another takes the rest."""
+def _unrolled(flow: Flow, number: int, found: Counted, statements: Statements) -> tuple[dict[int, float], dict]:
+    """Turns of all loops of a loop's header that stand beside it, and counts of blocks that take what is left over.
+
+    A compiler repeats a body u times; of t turns t // u * u are then the loop's, and of those that are left some are
+    taken by blocks of fewer copies, the rest by another loop.
+    """
     header = found.loops[number]
     if header is None:
-        return 0.0
-    whole, begun, copies = statements.turns(header), statements.entries(header), _copies(flow, number)
-    twins = [
-        one
-        for one, loop in enumerate(flow.loops)
-        if found.loops[one] == header and loop.outer == flow.loops[number].outer
-    ]
-    least = min(twins, key=lambda one: _size(flow, one))
-    if len(twins) > 1:
-        main = max(twins, key=lambda one: _size(flow, one))
-        copies = round(_size(flow, main) / _size(flow, least))
-    if copies > 1 and begun:
-        if number == least:
-            found.doubts.append(f"{header[0][0]}:{header[0][1]} is unrolled {copies} times")
-        repeated = whole / begun // copies * begun
-        return whole - copies * repeated if len(twins) > 1 and number == least else repeated
-    if len(twins) > 1 and number == least:
-        found.doubts.append(f"{header[0][0]}:{header[0][1]} has {len(twins)} loops, and each counts whole")
-    return whole
+        return {}, {}
+    outer = flow.loops[number].outer
+    twins = [one for one, loop in enumerate(flow.loops) if found.loops[one] == header and loop.outer == outer]
+    whole, begun = statements.turns(header), statements.entries(header)
+    main, least = (choose(twins, key=lambda one: _size(flow, one)) for choose in (max, min))
+    own = [block for block in flow.loops[main].blocks if flow.inner[block] == main and flow.always(block, main)]
+    copies = _repeats(flow, own, header, statements)
+    if len(twins) > 1 and copies <= 1:
+        # Copies that were made before the assembler are instructions of their own.
+        copies = round(_marks(flow, main) / max(1, _marks(flow, least)))
+    if copies <= 1 or not begun:
+        if len(twins) > 1 and number == least and begun:
+            found.doubts.append(f"{header[0][0]}:{header[0][1]} has {len(twins)} loops, and each counts whole")
+        return dict.fromkeys(twins, whole), {}
+    if number == least:
+        found.doubts.append(f"{header[0][0]}:{header[0][1]} is unrolled {copies} times")
+    rest = whole / begun - whole / begun // copies * copies
+    over: dict[int, float] = {}
+    by_copies: dict[int, list[int]] = {}
+    for block in range(len(flow.blocks)):
+        # Not what leads to the loop, where a turn may stand that runs only if no other does.
+        aside = flow.above[block] and block not in flow.above[flow.loops[main].head] and not flow.always(block, outer)
+        if aside and flow.inner[block] == outer and (several := _repeats(flow, [block], header, statements)):
+            by_copies.setdefault(several, []).append(block)
+    for several in sorted(by_copies, reverse=True):
+        # A part of a turn, where a mean is what is left.
+        taken = min(1.0, rest // several) if several > 1 else min(1.0, rest)
+        over |= dict.fromkeys(by_copies[several], taken * begun)
+        rest -= several * taken
+    turns = dict.fromkeys(twins, 0.0)
+    turns[main] = whole / begun // copies * begun
+    if least != main:
+        turns[least] = rest * begun
+    return turns, over
 
 
 def _header(flow: Flow, number: int, taken: list[Chain | None], statements: Statements) -> Chain | None:
@@ -193,12 +217,16 @@ def _size(flow: Flow, number: int) -> int:
     return sum(len(flow.blocks[block].instructions) for block in flow.loops[number].blocks)
 
 
-def _copies(flow: Flow, number: int) -> int:
-    """How often the assembler repeats a loop's body: the least number of copies of an instruction that must stay."""
+def _repeats(flow: Flow, blocks: Iterable[int], header: Chain, statements: Statements) -> int:
+    """How often the assembler repeats a loop's body in blocks: the least copies of an instruction that must stay."""
     copies: Counter[tuple[str, int]] = Counter()
-    for block in flow.loops[number].blocks:
-        if flow.inner[block] == number and flow.always(block, number):
-            for one in flow.blocks[block].instructions:
-                if one.name.startswith(FIRM):
-                    copies[one.name, one.number] += 1
-    return min(copies.values(), default=1)
+    for block in blocks:
+        for one in flow.blocks[block].instructions:
+            if one.name.startswith(MARKS) and header in statements.loops(one.chain):
+                copies[one.name, one.number] += 1
+    return min(copies.values(), default=0)
+
+
+def _marks(flow: Flow, number: int) -> int:
+    rows = [one for block in flow.loops[number].blocks for one in flow.blocks[block].instructions]
+    return sum(one.name.startswith(MARKS) for one in rows)

@@ -37,13 +37,16 @@ class Flow:
     inner: list[int | None]
 
     def always(self, block: int, loop: int | None) -> bool:
-        """Whether a block runs in every turn of its loop; outside of loops, in every program that runs to an end."""
+        """Whether a block runs in every turn of its loop; outside of loops, in every program."""
         ends = self.loops[loop].latches if loop is not None else self._ends()
         return all(block in self.above[end] for end in ends)
 
     def _ends(self) -> list[int]:
-        ends = [number for number, block in enumerate(self.blocks) if self.above[number] and not block.after]
-        return ends or [0]
+        return [
+            number
+            for number, block in enumerate(self.blocks)
+            if self.above[number] and (not block.after or _ends(block.instructions[-1]))
+        ] or [0]
 
 
 def flow(code: Code) -> Flow:

@@ -16,8 +16,9 @@ from .code import code
 from .counts import Counted, Statements, counts
 from .devices import DEVICES
 from .flow import Flow, flow
+from .interpreted import interpreted
 from .operations import FOLDER, OPERATIONS, SAMPLES
-from .trips import Trips, interpreted
+from .trips import Trips
 
 
 @dataclass

@@ -1,15 +1,7 @@
-"""How often each statement of a kernel runs for a sample, by call path: in Triton's interpreter, which must be on.
-
-    TRITON_INTERPRET=1 python -m tools.meter.trips ward sm_90 8 > counts.json
-
-The configuration is the target's own, so that loops have its trips.
-"""
+"""How often each statement of a kernel runs for a sample, by call path: what runs in Triton's interpreter is Python."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -108,36 +100,3 @@ def watched(folder: Path) -> Iterator[Watch]:
         yield watch
     finally:
         sys.settrace(old)
-
-
-def main(argv: list[str]) -> int:
-    """Prints the counts of an operation on a target: names and the number of samples are the arguments."""
-    import importlib
-
-    from tools.quick_interpreter import quickened
-
-    from .operations import run
-
-    name, target, samples = argv
-    with quickened(importlib.import_module("triton.runtime.interpreter")):
-        found = run(name, target, int(samples))
-    json.dump([list(one.items()) for one in found], sys.stdout)
-    return 0
-
-
-def interpreted(name: str, target: str, samples: int) -> Trips:
-    """`main` in a process of its own."""
-    command = [sys.executable, "-m", "tools.meter.trips", name, target, str(samples)]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")
-    counts, entries, calls = json.loads(done.stdout)
-    return Trips(_chains(counts), _chains(entries), dict(calls))
-
-
-def _chains(rows: list[Any]) -> dict[Chain, float]:
-    return {tuple((file, line) for file, line in chain): count for chain, count in rows}
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
