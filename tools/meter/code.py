@@ -42,7 +42,11 @@ def code(built: Any, target: Target, files: Files, options: dict[str, Any], sour
         return amd(built.asm["amdgcn"], files)
     cubin, comments = _numbered(built, target, options, source)
     made, old = _disassembled(cubin), _disassembled(built.asm["cubin"])
-    found = sass(made, [files.chain(comment) for comment in comments])
+    chains: list[Chain] = []
+    for comment in comments:
+        # Line 0 is moved or merged code, which stays with its neighbours.
+        chains.append(files.chain(comment) or (chains[-1] if chains else ()))
+    found = sass(made, chains)
     before = sass(old, [])
     if [one.name for one in found.instructions] != [one.name for one in before.instructions]:
         raise RuntimeError(
@@ -132,7 +136,6 @@ def amd(text: str, files: Files) -> Code:
     number = 0
     for row in text.splitlines():
         if found := re.match(r"^\s*\.loc\s[^;]*;(.*)$", row):
-            # Line 0 is moved or merged code, which stays with its neighbours.
             number, chain = number + 1, files.chain(found.group(1)) or chain
         elif found := re.match(r"^(\.LBB\w+):", row):
             labels[found.group(1)] = len(instructions)
