@@ -1,7 +1,7 @@
 """Small kernels for the meter's test, whose turns are known; prints what it counts, as JSON.
 
-    TRITON_INTERPRET=1 python -m tests.support.metered trips
-    python -m tests.support.metered costs sm_90,gfx942 < trips.json
+TRITON_INTERPRET=1 python -m tests.support.metered trips
+python -m tests.support.metered costs < trips.json
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ CASES = {
     "chosen": ("chosen_kernel", 6),
     "unrolled": ("unrolled_kernel", 9),
 }
+# Target, case, warps.
+COMPILED = [
+    *(("sm_90", name, 4) for name in CASES),
+    ("sm_90", "looped", 8),
+    ("gfx942", "looped", 4),
+    ("gfx942", "looped twice as often", 4),
+    ("gfx942", "chosen", 4),
+]
 
 
 @triton.jit
@@ -42,7 +50,7 @@ def straight_kernel(p_x, p_flag, p_y, n, T: tl.constexpr):
 @triton.jit(do_not_specialize=["n"])
 def looped_kernel(p_x, p_flag, p_y, n, T: tl.constexpr):
     o = tl.program_id(0) * T + tl.arange(0, T)
-    for i in range(0, n):
+    for i in range(n):
         b_y = shared_product(
             p_x + i,
             p_y, o
@@ -57,7 +65,7 @@ def chosen_kernel(p_x, p_flag, p_y, n, T: tl.constexpr):
     o = tl.program_id(0) * T + tl.arange(0, T)
     if tl.load(p_flag + tl.program_id(0)) > 0:
         # The factor does not change from turn to turn, so it is worked out before the loop.
-        for i in range(0, n):
+        for i in range(n):
             b_factor = tl.exp(tl.sqrt(o.to(tl.float32)) + n)
             tl.store(p_y + o, tl.load(p_y + o) * b_factor + i)
             tl.debug_barrier()
@@ -67,7 +75,7 @@ def chosen_kernel(p_x, p_flag, p_y, n, T: tl.constexpr):
 def unrolled_kernel(p_x, p_flag, p_y, n, T: tl.constexpr):
     o = tl.program_id(0) * T + tl.arange(0, T)
     b_sum = tl.zeros((T,), tl.float32)
-    for i in range(n):
+    for _ in range(n):
         b_sum += tl.load(p_x + o)
         p_x += n
     tl.store(p_y + o, b_sum)
@@ -86,32 +94,29 @@ def trips() -> dict[str, Any]:
     return found
 
 
-def costs(targets: list[str], counts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each case on each target, with 4 warps and with 8, by blocks."""
+def costs(counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each of `COMPILED` costs, by blocks in the order of the code."""
     from tools.compile_gate.launches import Launch, meta
     from tools.compile_gate.targets import TARGETS
     from tools.meter.interpreted import restored
     from tools.meter.meter import measured
 
     found = []
-    for target in targets:
-        for name, (kernel, n) in CASES.items():
-            for warps in (4, 8):
-                tensors = meta(SIZE, dtype="float32"), meta(SAMPLES, dtype="int64"), meta(SIZE, dtype="float32")
-                launch = Launch(globals()[kernel], (*tensors, n, SIZE), {"num_warps": warps}, name)
-                made = measured(launch, TARGETS[target], target, restored(counts[name]), FOLDER)
-                blocks = [
-                    {"size": len(block.instructions), "count": count, "loop": loop}
-                    for block, count, loop in zip(made.flow.blocks, made.counted.blocks, made.flow.inner, strict=True)
-                ]
-                rows = [(one.to, one.text) for block in made.flow.blocks for one in block.instructions]
-                about = {"case": name, "target": target, "num_warps": warps, "doubts": made.doubts, "rare": made.rare}
-                found.append(about | {"parts": made.parts, "blocks": blocks, "rows": rows})
+    for target, name, warps in COMPILED:
+        kernel, n = CASES[name]
+        tensors = meta(SIZE, dtype="float32"), meta(SAMPLES, dtype="int64"), meta(SIZE, dtype="float32")
+        launch = Launch(globals()[kernel], (*tensors, n, SIZE), {"num_warps": warps}, name)
+        made = measured(launch, TARGETS[target], target, restored(counts[name]), FOLDER)
+        blocks = [
+            {"rows": [one.text for one in block.instructions], "count": count, "loop": loop, "reached": bool(above)}
+            for block, count, loop, above in zip(
+                made.flow.blocks, made.counted.blocks, made.flow.inner, made.flow.above, strict=True
+            )
+        ]
+        about = {"case": name, "target": target, "num_warps": warps, "doubts": made.doubts}
+        found.append(about | {"parts": made.parts, "blocks": blocks})
     return found
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "trips":
-        print(json.dumps(trips()))
-    else:
-        print(json.dumps(costs(sys.argv[2].split(","), json.load(sys.stdin))))
+    print(json.dumps(trips() if sys.argv[1] == "trips" else costs(json.load(sys.stdin))))

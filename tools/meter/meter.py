@@ -89,6 +89,8 @@ def measured(launch: Launch, target: Target, target_name: str, found: Trips, fol
     files = Files(Path(kernel.fn.__code__.co_filename), folder)
     seen = flow(code(built, target, files, options, made))
     programs = found.calls.get(kernel.__name__, 0.0)
+    if not programs:
+        raise RuntimeError(f"{kernel.__name__}: expected it among {sorted(found.calls)}, which ran in the interpreter")
     counted = counts(seen, Statements(found, files), programs)
     split: Counter[str] = Counter()
     for block, count in zip(seen.blocks, counted.blocks, strict=True):
