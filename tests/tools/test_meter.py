@@ -20,8 +20,9 @@ from tests.support.programs import ROOT, environment, run
 from tools.meter import parts
 from tools.meter.chains import Files
 from tools.meter.code import Code, Instruction, amd, renumbered, sass
-from tools.meter.counts import Statements, counts
+from tools.meter.counts import counts
 from tools.meter.devices import DEVICES
+from tools.meter.executions import Statements
 from tools.meter.flow import flow
 from tools.meter.sources import statements
 from tools.meter.trips import trips

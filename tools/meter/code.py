@@ -18,8 +18,8 @@ from .chains import Chain, Files
 
 
 class Instruction(NamedTuple):
-    """name: its opcode; text; chain: where it comes from; number: of the instruction of PTX that it comes from (on AMD:
-    of the `.loc`); to: the label that it may branch to; falls: whether the next instruction may follow."""
+    """name: its opcode; text; chain: where it comes from; number: of the instruction of PTX that it comes from (on AMD
+    its own); to: the label that it may branch to; falls: whether the next instruction may follow."""
 
     name: str
     text: str
@@ -133,14 +133,13 @@ def amd(text: str, files: Files) -> Code:
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     chain: Chain = ()
-    number = 0
     for row in text.splitlines():
         if found := re.match(r"^\s*\.loc\s[^;]*;(.*)$", row):
-            number, chain = number + 1, files.chain(found.group(1)) or chain
+            chain = files.chain(found.group(1)) or chain
         elif found := re.match(r"^(\.LBB\w+):", row):
             labels[found.group(1)] = len(instructions)
         elif re.match(r"^\s*s_endpgm", row):
-            instructions.append(Instruction("s_endpgm", row.strip(), chain, number, None, False))
+            instructions.append(Instruction("s_endpgm", row.strip(), chain, len(instructions), None, False))
         elif re.match(r"^\s*\.section|^\s*\.Lfunc_end", row) and instructions:
             break
         elif found := re.match(r"^\s+((?:[svu]|ds|global|buffer|flat|scratch)_\w+)(.*)$", row):
@@ -149,5 +148,7 @@ def amd(text: str, files: Files) -> Code:
                 raise RuntimeError(f"expected branches to labels, got {row.strip()}")
             to = re.search(r"(\.LBB\w+)", operands) if "branch" in name else None
             falls = name != "s_branch"
-            instructions.append(Instruction(name, row.strip(), chain, number, to.group(1) if to else None, falls))
+            instructions.append(
+                Instruction(name, row.strip(), chain, len(instructions), to.group(1) if to else None, falls)
+            )
     return Code(instructions, labels)

@@ -52,11 +52,12 @@ def main(argv: list[str]) -> int:
 
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
+    seen: dict[Any, Any] = {}
     tasks = [(operation, target) for target in targets for operation in operations]
     print(_line({name: name for name in RESOURCES}))
     # Each waits for an interpreter in a process of its own.
     with ThreadPoolExecutor(given.workers) as pool:
-        for found in pool.map(lambda task: cost(*task, given.samples), tasks):
+        for found in pool.map(lambda task: cost(*task, given.samples, seen), tasks):
             rows.append(row(found))
             print("\n".join(_lines(found)), flush=True)
     if given.csv is not None:

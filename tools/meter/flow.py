@@ -41,6 +41,10 @@ class Flow:
         ends = self.loops[loop].latches if loop is not None else self._ends()
         return all(block in self.above[end] for end in ends)
 
+    def size(self, loop: int) -> int:
+        """Instructions of a loop, inner loops among them."""
+        return sum(len(self.blocks[block].instructions) for block in self.loops[loop].blocks)
+
     def _ends(self) -> list[int]:
         return [
             number

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.compile_gate.launches import Launch, launches, source
+from tools.compile_gate.launches import Launch, configuration, launches, source
 from tools.compile_gate.targets import TARGETS, Target, resources
 
 from . import parts
 from .chains import Files
 from .code import code
-from .counts import Counted, Statements, counts
+from .counts import Counted, counts
 from .devices import DEVICES
+from .executions import Statements
 from .flow import Flow, flow
 from .interpreted import interpreted
 from .operations import FOLDER, OPERATIONS, SAMPLES
@@ -56,26 +57,35 @@ class Cost:
         return sum(self.parts.values())
 
 
-def cost(name: str, target_name: str, samples: int = SAMPLES) -> Cost:
-    """The cost of an operation; samples: how many are averaged."""
+def cost(name: str, target_name: str, samples: int = SAMPLES, seen: dict[Any, Trips] | None = None) -> Cost:
+    """The cost of an operation.
+
+    Args:
+        samples: how many are averaged.
+        seen: counts of targets that were launched alike, which serve for this one, too.
+    """
     operation, target = OPERATIONS[name], TARGETS[target_name]
-    found = interpreted(name, target_name, samples)
-    made = [measured(launch, target, target_name, found) for launch in launches(target, [operation.call])]
+    made = launches(target, [operation.call])
+    key = name, samples, repr([configuration(launch) for launch in made])
+    seen = {} if seen is None else seen
+    if key not in seen:
+        seen[key] = interpreted(name, target_name, samples)
+    found = seen[key]
+    launched = [measured(launch, target, target_name, found) for launch in made]
     total: Counter[str] = Counter()
     instructions = 0.0
-    for one in made:
+    for one in launched:
         for part, count in one.parts.items():
             total[part] += count * one.num_warps / operation.warps(one.num_warps)
             instructions += count * one.num_warps * operation.units
     split = {part: total[part] for part in parts.ORDER if part in total}
     time = DEVICES[target_name].microseconds(instructions, target)
-    return Cost(name, target_name, made, split, time, exact_share(found))
+    return Cost(name, target_name, launched, split, time, exact_share(found))
 
 
 def exact_share(found: Trips) -> float:
     """The share of samples that take the second, exact matrix."""
-    shares = [count for chain, count in found.counts.items() if len(chain) == 1 and parts.conditioned(chain[0], FOLDER)]
-    return max(shares, default=0.0)
+    return max((count for chain, count in found.counts.items() if parts.conditioned(chain[0], FOLDER)), default=0.0)
 
 
 def measured(launch: Launch, target: Target, target_name: str, found: Trips, folder: Path = FOLDER) -> Launched:

@@ -56,9 +56,10 @@ def part(chain: Chain, files: Files) -> str:
 
 
 def conditioned(place: tuple[str, int], folder: Path) -> bool:
-    """Whether a statement stands below a condition of `CONDITIONS`."""
+    """Whether a statement stands directly below a condition of `CONDITIONS`."""
     for path in folder.rglob(place[0]):
         lines = statements(path)
         if place[1] in lines:
-            return any(lines[line].test in CONDITIONS for line in lines[place[1]].around)
+            around = lines[place[1]].around
+            return bool(around) and lines[around[0]].test in CONDITIONS
     return False

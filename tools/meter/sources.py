@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """first: its line; kind: "for", "while", "if" or "plain"; fixed: an `if` that the compiler decides; test: an `if`'s
-    condition; function: that it stands in; around: first lines of the compound statements that it stands in, the
-    innermost first."""
+    """first: its line; kind: "for", "while", "if", "barrier" or "plain"; fixed: an `if` that the compiler decides; test:
+    an `if`'s condition; function: that it stands in; around: first lines of the compound statements that it stands in,
+    the innermost first."""
 
     first: int
     kind: str
@@ -41,7 +41,7 @@ def _enter(
     body: list[ast.stmt], function: ast.FunctionDef, varying: set[str], around: tuple[int, ...], found: dict
 ) -> None:
     for node in body:
-        kind = KINDS.get(type(node), "plain")
+        kind = KINDS.get(type(node), "barrier" if "debug_barrier()" in ast.unparse(node) else "plain")
         inner = getattr(node, "body", [])
         last = inner[0].lineno - 1 if inner else node.end_lineno or node.lineno
         test = node.test if isinstance(node, ast.If) else None
