@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """first: its line; kind: "for", "while", "if", "barrier" or "plain"; fixed: an `if` that the compiler decides; test:
+    """first: its line; kind: "for", "while", "if", "barrier" or "plain"; fixed: an `if` decided at compile time; test:
     an `if`'s condition; function: that it stands in; around: first lines of the compound statements that it stands in,
     the innermost first."""
 
