@@ -45,8 +45,9 @@ def main(argv: list[str]) -> int:
     for option, names, known in (("--targets", targets, DEVICES), ("--operations", operations, OPERATIONS)):
         if unknown := sorted(set(names) - set(known)):
             parser.error(f"{option}: expected names of {', '.join(known)}, got {', '.join(unknown)}")
-    if given.samples < 1:
-        parser.error(f"--samples: expected at least 1, got {given.samples}")
+    most = min(OPERATIONS[name].call.shape[0] for name in operations)
+    if not 1 <= given.samples <= most:
+        parser.error(f"--samples: expected 1 to {most}, got {given.samples}")
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET: expected to be unset where kernels are compiled, got 1")
 

@@ -53,6 +53,8 @@ def counts(flow: Flow, statements: Statements, programs: float) -> Counted:
         place = f"{header[0][0]}:{header[0][1]}"
         if made.copies > 1:
             found.doubts.append(f"{place} is unrolled {made.copies} times")
+        if not statements.known(header):
+            found.doubts.append(f"{place} has turns that the interpreter, which took another branch, could not count")
         if not made.sure:
             found.doubts.append(f"{place} has {len(made.loops)} loops, and each counts whole")
     found.doubts[:] = dict.fromkeys(found.doubts)

@@ -40,6 +40,10 @@ class Statements:
         """How often a loop's body runs."""
         return self._trips.counts.get(header, 0.0) - self._trips.entries.get(header, 0.0)
 
+    def known(self, header: Chain) -> bool:
+        """Whether a loop's turns were counted: none are in a branch that only the compiler takes."""
+        return header in self._trips.counts or not self.count(header)
+
     def entries(self, header: Chain) -> float:
         """How often a loop is begun."""
         return self._trips.entries.get(header, 0.0)

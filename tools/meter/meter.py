@@ -71,6 +71,9 @@ def cost(name: str, target_name: str, samples: int = SAMPLES, seen: dict[Any, Tr
     if key not in seen:
         seen[key] = interpreted(name, target_name, samples)
     found = seen[key]
+    kernels = {launch.kernel.__name__ for launch in made}
+    if kernels != set(found.calls):
+        raise RuntimeError(f"{name}: expected {sorted(kernels)} as on {target_name}, interpreted {sorted(found.calls)}")
     launched = [measured(launch, target, target_name, found) for launch in made]
     total: Counter[str] = Counter()
     instructions = 0.0
@@ -98,9 +101,7 @@ def measured(launch: Launch, target: Target, target_name: str, found: Trips, fol
     kernel = launch.kernel
     files = Files(Path(kernel.fn.__code__.co_filename), folder)
     seen = flow(code(built, target, files, options, made))
-    programs = found.calls.get(kernel.__name__, 0.0)
-    if not programs:
-        raise RuntimeError(f"{kernel.__name__}: expected it among {sorted(found.calls)}, which ran in the interpreter")
+    programs = found.calls[kernel.__name__]
     counted = counts(seen, Statements(found, files), programs)
     split: Counter[str] = Counter()
     for block, count in zip(seen.blocks, counted.blocks, strict=True):

@@ -103,8 +103,14 @@ def _clusters(case: Case, target: Target, samples: int, stack: ExitStack) -> Any
     dtype = getattr(torch, case.dtype)
     config = resident_config(case.n, case.k, dtype, target.limits, ward="ward" in (case.method, case.init))
     key = tuning.resident_key(case.n, case.k, case.d, dtype, case.method)
-    stack.enter_context(tuning.override(key, config._asdict()))
-    return lambda: Library("triton").clusters(few)
+    forced = stack.enter_context(tuning.override(key, config._asdict()))
+
+    def call() -> None:
+        Library("triton").clusters(few)
+        if not forced.used:
+            raise RuntimeError(f"{key}: expected the launcher to look it up, another configuration ran")
+
+    return call
 
 
 def _attention(call: Call, samples: int) -> Any:
