@@ -13,14 +13,18 @@ import argparse
 import csv
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tools.compile_gate.launches import Launch, configuration
+
 from . import parts
 from .devices import DEVICES
-from .meter import Cost, cost, row
+from .interpreted import interpreted
+from .meter import Cost, cost, planned, row
 from .operations import OPERATIONS, SAMPLES
+from .trips import Trips
 
 WORKERS = 2
 RESOURCES = {
@@ -53,12 +57,16 @@ def main(argv: list[str]) -> int:
 
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
-    seen: dict[Any, Any] = {}
-    tasks = [(operation, target) for target in targets for operation in operations]
+    tasks = [(name, target, planned(name, target)) for target in targets for name in operations]
     print(_line({name: name for name in RESOURCES}))
-    # Each waits for an interpreter in a process of its own.
+    # Each thread waits for an interpreter in a process of its own; targets with the same launches share one.
     with ThreadPoolExecutor(given.workers) as pool:
-        for found in pool.map(lambda task: cost(*task, given.samples, seen), tasks):
+        counted: dict[str, Future[Trips]] = {}
+        for name, target, made in tasks:
+            if _alike(name, made) not in counted:
+                counted[_alike(name, made)] = pool.submit(interpreted, name, target, given.samples)
+        for name, target, made in tasks:
+            found = cost(name, target, made, counted[_alike(name, made)].result())
             rows.append(row(found))
             print("\n".join(_lines(found)), flush=True)
     if given.csv is not None:
@@ -70,12 +78,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _alike(name: str, made: list[Launch]) -> str:
+    """Equal for targets whose launches of an operation have the same constants."""
+    return repr((name, [configuration(launch) for launch in made]))
+
+
 def _lines(found: Cost) -> list[str]:
     """Resources and the total, then the parts, then what is in doubt."""
     lines = [_line(row(found))]
     split = [f"{part} {found.parts[part] / 1e3:.1f}" for part in parts.ORDER if part in found.parts]
     lines.append(f"    {', '.join(split)}")
     for one in found.launches:
+        lines.append(f"    {one.kernel}: {one.size} instructions, {one.rare} of them where no warp comes")
         lines += [f"    {one.kernel}: {doubt}" for doubt in one.doubts]
     return lines
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.compile_gate.launches import Launch, configuration, launches, source
+from tools.compile_gate.launches import Launch, launches, source
 from tools.compile_gate.targets import TARGETS, Target, resources
 
 from . import parts
@@ -17,8 +17,7 @@ from .counts import Counted, counts
 from .devices import DEVICES
 from .executions import Statements
 from .flow import Flow, flow
-from .interpreted import interpreted
-from .operations import FOLDER, OPERATIONS, SAMPLES
+from .operations import FOLDER, OPERATIONS
 from .trips import Trips
 
 
@@ -57,23 +56,23 @@ class Cost:
         return sum(self.parts.values())
 
 
-def cost(name: str, target_name: str, samples: int = SAMPLES, seen: dict[Any, Trips] | None = None) -> Cost:
+def planned(name: str, target_name: str) -> list[Launch]:
+    """An operation's launches on a target."""
+    return launches(TARGETS[target_name], [OPERATIONS[name].call])
+
+
+def cost(name: str, target_name: str, made: list[Launch], found: Trips) -> Cost:
     """The cost of an operation.
 
     Args:
-        samples: how many are averaged.
-        seen: counts of targets that were launched alike, which serve for this one, too.
+        made: its launches.
+        found: its counts in the interpreter, as this target or one with the same launches runs it.
     """
     operation, target = OPERATIONS[name], TARGETS[target_name]
-    made = launches(target, [operation.call])
-    key = name, samples, repr([configuration(launch) for launch in made])
-    seen = {} if seen is None else seen
-    if key not in seen:
-        seen[key] = interpreted(name, target_name, samples)
-    found = seen[key]
     kernels = {launch.kernel.__name__ for launch in made}
     if kernels != set(found.calls):
         raise RuntimeError(f"{name}: expected {sorted(kernels)} as on {target_name}, interpreted {sorted(found.calls)}")
+    launched = [measured(launch, target, target_name, found) for launch in made]
     launched = [measured(launch, target, target_name, found) for launch in made]
     total: Counter[str] = Counter()
     instructions = 0.0
