@@ -30,6 +30,8 @@ PARTS = {
     "sort_members": "sorting",
     "pool_sample": "pooling",
     "attend_rows_kernel": "attention",
+    "attend_stream_kernel": "attention",
+    "received_kernel": "attention",
     "sum_parts_kernel": "sum of parts",
 }
 # What is left of functions whose callees have parts of their own.
