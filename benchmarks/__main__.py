@@ -20,7 +20,7 @@ GROUPS = ("kernels", "scaling", "peers")
 # Groups that `all` leaves out.
 CLOSER = ("sweep", "large")
 PASSED_ON = {
-    "compile": "build every kernel for every target, without a GPU",
+    "compile": "build every kernel for every target, without a GPU; --cost counts instructions",
     "autotune": "measure configurations here",
     "tax": "pooled models beside sliced ones; no part of all, for it takes hours",
     "device": "all that a machine with a GPU can tell in minutes: checks, times, counters",
@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _pass_on(command: str, arguments: list[str]) -> int:
-    if command == "compile":
+    if command == "compile" and "--cost" in arguments:
+        from tools.meter import command as tool
+    elif command == "compile":
         from tools.compile_gate import command as tool
     elif command == "autotune":
         from tools.autotune import command as tool

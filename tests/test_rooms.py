@@ -21,11 +21,12 @@ MAY_IMPORT = {
     "benchmarks/clustering": {"benchmarks"},
     "benchmarks/tax": {"benchmarks", "examples/common", "examples/deit"},
     "tools/autotune": {"benchmarks", "benchmarks/clustering"},
+    "tools/meter": {"tools", "tools/compile_gate", "benchmarks", "benchmarks/clustering"},
     "benchmarks/device": {"benchmarks", "benchmarks/clustering", "tools/compile_gate", "tools/autotune"},
     "benchmarks/readme": {"benchmarks", "benchmarks/clustering", "benchmarks/tax", "benchmarks/device"},
     "benchmarks/__main__": {
         *("benchmarks", "benchmarks/clustering", "benchmarks/tax", "benchmarks/device", "benchmarks/readme"),
-        *("tools/compile_gate", "tools/autotune"),
+        *("tools/compile_gate", "tools/autotune", "tools/meter"),
     },
     "examples/common": set(),
     "examples/deit": {"examples/common"},

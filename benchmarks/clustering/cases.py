@@ -17,7 +17,8 @@ class Case:
     method: ward, kmedoids or kmeans. init: "topk" (the K tokens of highest weight), "strided" (evenly spaced)
     or "ward" (Ward's clusters).
     weighted: whether tokens count by their weight; without it the start stays the same. tokens: "structured" (low rank
-    and spatially correlated, as a transformer's are) or "random" (independent normal numbers). dtype: of x.
+    and spatially correlated, as a transformer's are), "outlying" (structured, with offsets that a few entries lack,
+    so that every sample takes the second, exact matrix) or "random" (independent normal numbers). dtype: of x.
     """
 
     method: str
@@ -71,7 +72,8 @@ def kernels(device: str) -> list[Case]:
             _large("kmeans", 1, 4096, 64, 256, iters=10),
         ]
     cases = [*_three(256, 196, 384, 98), *_three(256, 196, 768, 98), *_three(64, 576, 1024, 288)]
-    cases += [Case("kmedoids", 1, 196, 384, 98), _ward(1, 196, 384, 98), _ward(256, 196, 384, 98, tokens="random")]
+    cases += [Case("kmedoids", 1, 196, 384, 98), _ward(1, 196, 384, 98)]
+    cases += [_ward(256, 196, 384, 98, tokens=tokens) for tokens in ("random", "outlying")]
     return [replace(case, dtype="bfloat16") for case in cases]
 
 

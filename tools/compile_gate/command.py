@@ -3,7 +3,8 @@
     python -m benchmarks compile [--targets sm_90,gfx942] [--kernels resident_kernel] [--json FILE] [--ttgir FOLDER]
 
 prints a row each: registers a thread, spilled bytes, shared memory, tensor-core instructions, seconds. It ends with 1
-on a compile error, on shared memory over the target's limit, and on spills in a default configuration.
+on a compile error, on shared memory over the target's limit, and on spills in a default configuration. With --cost
+`tools/meter` counts instructions instead.
 """
 
 from __future__ import annotations

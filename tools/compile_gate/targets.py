@@ -63,18 +63,18 @@ def resources(built: Any, target: Target) -> Resources:
         private = _number(r"^\s*\.private_segment_fixed_size:\s*(\d+)", assembly)
         spilled = max(4 * vector, private) if vector or (scalar and private) else 0
         return Resources(registers, spilled, shared, _count(r"\bv_(mfma_\w+)", assembly))
-    tools = _tools()
+    tools = binaries()
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(built.asm["cubin"])
-        usage = _run(str(tools / "cuobjdump"), "--dump-resource-usage", str(cubin))
+        usage = run(str(tools / "cuobjdump"), "--dump-resource-usage", str(cubin))
         registers, stack = _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
         spilled = 0
         if stack:
             # Spills lie on the stack, and so do arrays: only the assembler tells them apart.
             ptx.write_text(built.asm["ptx"])
             name = re.findall(r"^\.target\s+(\w+)", built.asm["ptx"], flags=re.M)[0]
-            log = _run(str(tools / target.assembler), "-v", f"--gpu-name={name}", str(ptx), "-o", os.devnull)
+            log = run(str(tools / target.assembler), "-v", f"--gpu-name={name}", str(ptx), "-o", os.devnull)
             spilled = _number(r"(\d+) bytes spill stores", log)
     pattern = r"^\s*(?:@%?!?\w+ )?((?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*)"
     return Resources(registers, spilled, shared, _count(pattern, built.asm["ptx"]))
@@ -105,14 +105,19 @@ def family(instructions: dict[str, int]) -> str:
     return "+".join(sorted({re.split(r"[._]", name)[0] for name in instructions})) or "-"
 
 
-def _tools() -> Path:
+def binaries() -> Path:
     """The folder of NVIDIA's binary tools in Triton's wheel."""
     import triton
 
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
+    """What a command prints.
+
+    Raises:
+        RuntimeError: it ends with anything but 0.
+    """
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stdout}{done.stderr}")

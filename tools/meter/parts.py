@@ -1,0 +1,67 @@
+"""The parts of an operation, by the device function that an instruction comes from.
+
+The outermost function of a call path that stands in `PARTS` decides; then, also from outside, `REST`. A function that
+stands in neither belongs to what calls it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .chains import Chain, Files
+from .sources import statements
+
+PARTS = {
+    "channel_pivots": "gram",
+    "gram_matrix": "gram",
+    "gram_tile": "gram",
+    "start_labels": "start",
+    "first_distances": "first distances",
+    "_merge_round": "rounds",
+    "_merged_distances": "rounds",
+    "_wanted_height": "rounds",
+    "_cut": "cut",
+    "member_costs": "iterations",
+    "update_medoids": "iterations",
+    "assign_medoids": "iterations",
+    "update_means": "iterations",
+    "assign_means": "iterations",
+    "_number_clusters": "numbering",
+    "sort_members": "sorting",
+    "pool_sample": "pooling",
+    "attend_rows_kernel": "attention",
+    "attend_stream_kernel": "attention",
+    "received_kernel": "attention",
+    "sum_parts_kernel": "sum of parts",
+}
+# What is left of functions whose callees have parts of their own.
+REST = {"ward_labels": "rounds"}
+# Conditions that have a part to themselves.
+CONDITIONS = {"inexact > 0": "exact pass"}
+OTHER = "other"
+ORDER = (*dict.fromkeys([*PARTS.values(), *REST.values(), *CONDITIONS.values()]), OTHER)
+
+
+def part(chain: Chain, files: Files) -> str:
+    """The part that a chain belongs to."""
+    path = [(place, statement) for place in reversed(chain) if (statement := files.statement(place)) is not None]
+    for place, statement in path:
+        for line in statement.around:
+            around = files.statement((place[0], line))
+            if around is not None and around.test in CONDITIONS:
+                return CONDITIONS[around.test]
+    for table in (PARTS, REST):
+        for _, statement in path:
+            if statement.function in table:
+                return table[statement.function]
+    return OTHER
+
+
+def conditioned(place: tuple[str, int], folder: Path) -> bool:
+    """Whether a statement stands directly below a condition of `CONDITIONS`."""
+    for path in folder.rglob(place[0]):
+        lines = statements(path)
+        if place[1] in lines:
+            around = lines[place[1]].around
+            return bool(around) and lines[around[0]].test in CONDITIONS
+    return False
