@@ -12,22 +12,25 @@ from .chains import Chain, Files
 from .sources import statements
 
 PARTS = {
-    "channel_pivots": "gram",
-    "gram_matrix": "gram",
+    "channel_pivots": "center",
+    "center_rows": "center",
     "gram_tile": "gram",
+    "gram_matrix": "gram",
     "start_labels": "start",
-    "first_distances": "first distances",
-    "_merge_round": "rounds",
-    "_merged_distances": "rounds",
+    "_first_costs": "first costs",
+    "_merge_pairs": "rounds",
+    "_merge_costs": "merges",
+    "_scan": "scans",
     "_wanted_height": "rounds",
     "_cut": "cut",
-    "member_costs": "iterations",
-    "update_medoids": "iterations",
-    "assign_medoids": "iterations",
-    "update_means": "iterations",
-    "assign_means": "iterations",
-    "_number_clusters": "numbering",
+    "update_medoids": "updates",
+    "update_means": "updates",
+    "member_costs": "updates",
+    "assign_nearest": "assignments",
+    "_number_slots": "numbering",
     "sort_members": "sorting",
+    "slot_totals": "sorting",
+    "sort_slots": "sorting",
     "pool_sample": "pooling",
     "attend_rows_kernel": "attention",
     "attend_stream_kernel": "attention",
@@ -35,7 +38,7 @@ PARTS = {
     "sum_parts_kernel": "sum of parts",
 }
 # What is left of functions whose callees have parts of their own.
-REST = {"ward_labels": "rounds"}
+REST = {"ward_labels": "rounds", "_iterate": "assignments"}
 # Conditions that have a part to themselves.
 CONDITIONS = {"inexact > 0": "exact pass"}
 OTHER = "other"

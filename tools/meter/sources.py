@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """first: its line; kind: "for", "while", "if", "barrier" or "plain"; fixed: an `if` decided at compile time; test:
+    """first: its line; kind: "for", "while", "if", "barrier", "plain" or "static", a loop that is unrolled; fixed: an `if` decided at compile time; test:
     an `if`'s condition; function: that it stands in; around: first lines of the compound statements that it stands in,
     the innermost first."""
 
@@ -42,15 +42,25 @@ def _enter(
 ) -> None:
     for node in body:
         kind = KINDS.get(type(node), "barrier" if "debug_barrier()" in ast.unparse(node) else "plain")
+        if isinstance(node, ast.For) and "static_range" in ast.unparse(node.iter):
+            kind = "static"
         inner = getattr(node, "body", [])
         last = inner[0].lineno - 1 if inner else node.end_lineno or node.lineno
         test = node.test if isinstance(node, ast.If) else None
-        fixed = test is not None and not {one.id for one in ast.walk(test) if isinstance(one, ast.Name)} & varying
+        fixed = test is not None and not _names(test) & varying
         text = "" if test is None else ast.unparse(test)
         made = Statement(node.lineno, kind, fixed, text, function.name, around)
         found |= dict.fromkeys(range(node.lineno, max(last, node.lineno) + 1), made)
         for part in (inner, getattr(node, "orelse", [])):
             _enter(part, function, varying, (node.lineno, *around), found)
+
+
+def _names(test: ast.expr) -> set[str]:
+    """Names that a condition reads; parts of a tuple in capitals are constants."""
+    if isinstance(test, ast.Attribute) and test.attr.isupper():
+        return set()
+    mine = {test.id} if isinstance(test, ast.Name) else set()
+    return mine.union(*(_names(one) for one in ast.iter_child_nodes(test)))  # type: ignore[arg-type]
 
 
 def _varying(function: ast.FunctionDef) -> set[str]:

@@ -27,8 +27,20 @@ def trips(call: Callable[[], Any], folder: Path, units: int) -> Trips:
     """Counts the statements that a call executes in files below a folder."""
     with watched(folder) as watch:
         call()
+    # Each copy of an unrolled statement runs once where the statement runs in every turn.
+    copies = {chain: (watch.counts[chain] - begun) / begun for chain, begun in watch.static.items()}
+
+    def once(chain: Chain, count: float) -> float:
+        for place in range(len(chain)):
+            file, line = chain[place]
+            for header in statements(watch.files[file])[line].around:
+                count /= copies.get(((file, header), *chain[place + 1 :]), 1.0) or 1.0
+        return count / units
+
     return Trips(
-        *({key: value / units for key, value in found.items()} for found in (watch.counts, watch.entries, watch.calls))
+        {chain: once(chain, count) for chain, count in watch.counts.items() if chain not in copies},
+        {chain: once(chain, count) for chain, count in watch.entries.items()},
+        {name: count / units for name, count in watch.calls.items()},
     )
 
 
@@ -39,6 +51,9 @@ class Watch:
         self.counts: Counter[Chain] = Counter()
         self.entries: Counter[Chain] = Counter()
         self.calls: Counter[str] = Counter()
+        # How often loops are begun that the compiler unrolls.
+        self.static: Counter[Chain] = Counter()
+        self.files: dict[str, Path] = {}
         self._folder = f"{folder}/"
         self._codes: dict[CodeType, tuple[str, dict[int, Statement]] | None] = {}
         # Chains of the frames that run, the innermost last.
@@ -51,6 +66,8 @@ class Watch:
             mine = code.co_filename.startswith(self._folder) and not code.co_name.startswith("<")
             path = Path(code.co_filename)
             self._codes[code] = (path.name, statements(path)) if mine else None
+            if mine:
+                self.files[path.name] = path
         found = self._codes[code]
         if found is None:
             return None
@@ -86,8 +103,11 @@ class _Frame:
         before, self.last = self.last, now
         self.chain = ((self.file, now.first), *self.outer)
         watch.counts[self.chain] += 1
-        if now.kind in ("for", "while") and (before is None or now.first not in before.around):
+        begun = before is None or now.first not in before.around
+        if begun and now.kind in ("for", "while"):
             watch.entries[self.chain] += 1
+        elif begun and now.kind == "static":
+            watch.static[self.chain] += 1
 
 
 @contextmanager

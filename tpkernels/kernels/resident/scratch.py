@@ -84,7 +84,7 @@ def needs(
     """What `scratch_of` lays out, in elements; codes as in `codes.py`, width and slots are NP and KP."""
     matrix = n * lines(n)
     # Whole blocks of a row's columns are read, beyond the last row too.
-    matrices = (1 + has_second_matrix(method, init, output)) * matrix
+    matrices = (2 if has_second_matrix(method, init, output) else 1) * matrix
     floats = TOKEN_FLOATS.value * width + SLOT_FLOATS.value * slots + lines(d, block_d) + matrices + width
     floats += k * lines(n) if method == METHOD_KMEANS.value else 0
     ints = (TOKEN_INTS.value + (max_iter + 1 if method == METHOD_KMEANS.value else 0)) * width
@@ -92,11 +92,10 @@ def needs(
     return Needs(lines(floats), lines(ints), (1 + halves) * lines(n, tile) * lines(d, block_d), matrices)
 
 
+@triton.constexpr_function
 def has_second_matrix(method: int, init: int, output: int) -> bool:
     """Whether Ward's costs have a matrix beside the Gram matrix, which is read after Ward's rounds."""
-    if method == METHOD_WARD.value:
-        return output != OUTPUT_MEAN.value
-    return init == INIT_WARD.value
+    return output != OUTPUT_MEAN if method == METHOD_WARD else init == INIT_WARD
 
 
 @triton.jit
@@ -108,9 +107,7 @@ def scratch_of(p_floats, p_ints, p_centered, z, kind, tile):
     p_pivot = p_slots + SLOT_FLOATS * KP
     p_gram = p_pivot + z.ld_d
     p_costs = p_gram
-    if (kind.METHOD == METHOD_WARD and kind.OUTPUT != OUTPUT_MEAN) or (
-        kind.METHOD != METHOD_WARD and kind.INIT == INIT_WARD
-    ):
+    if has_second_matrix(kind.METHOD, kind.INIT, kind.OUTPUT):
         p_costs = p_gram + z.n * z.ld
     p_of_slots = p_ints + TOKEN_INTS * NP
     return Scratch(

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from ..tokens import valid_tokens
+from .scratch import has_second_matrix
 
 # Bits of +inf; more than any cost's bits or any token.
 INF = tl.constexpr(0x7F800000)
@@ -35,6 +36,13 @@ def _nearer(b_cost, b_tie, b_least, b_near):
 
 
 @triton.jit
+def _over(b_x):
+    """1 / x of positive numbers, to two units in the last place: a third of a division's instructions."""
+    b_root = tl.rsqrt(b_x)
+    return b_root * b_root
+
+
+@triton.jit
 def _store_nearest(s, b_least, b_near, o_r, m_r):
     """Writes the least cost of rows o_r and the row's neighbor at that cost."""
     b_row = tl.min(b_least, 1)
@@ -44,13 +52,18 @@ def _store_nearest(s, b_least, b_near, o_r, m_r):
 
 
 @triton.jit
-def _first_costs(s, z, tile, WEIGHTED: tl.constexpr):
+def _first_costs(s, z, kind, tile):
     """Writes the costs [N, ld] of merging two tokens, +inf for a token with itself, and every token's nearest."""
+    o_n = tl.arange(0, tile.NP)
+    # Norms are the matrix's own diagonal, so that equal tokens are at distance 0 to the last bit; there -inf makes a
+    # token infinitely far from itself.
+    tl.store(s.gram + o_n * z.ld + o_n, tl.full((tile.NP,), float("-inf"), tl.float32), mask=o_n < z.n)
+    tl.debug_barrier()
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C
     for r in range(0, z.n, R):
-        o_r = r + tl.arange(0, R)
-        m_r = o_r < z.n
+        m_r = r + tl.arange(0, R) < z.n
+        o_r = tl.minimum(r + tl.arange(0, R), z.n - 1)
         b_mass_r = tl.load(s.mass + o_r)
         b_norm_r = tl.load(s.norm + o_r)
         b_least = tl.full((R, C), INF, tl.int32)
@@ -61,15 +74,13 @@ def _first_costs(s, z, tile, WEIGHTED: tl.constexpr):
             if c < z.n:
                 o_c = tl.arange(0, C) + c
                 o_at = o_r[:, None] * z.ld + o_c[None, :]
-                # Norms are the matrix's own diagonal, so that equal tokens are at distance 0 to the last bit.
                 b_cost = b_norm_r[:, None] + tl.load(s.norm + o_c)[None, :]
-                b_cost = tl.maximum(b_cost - 2 * tl.load(s.gram + o_at, mask=m_r[:, None], other=0.0), 0.0)
-                if WEIGHTED:
+                b_cost = tl.maximum(b_cost - 2 * tl.load(s.gram + o_at), 0.0)
+                if kind.WEIGHTED:
                     b_mass = tl.load(s.mass + o_c)[None, :]
-                    b_cost *= b_mass_r[:, None] * b_mass / (b_mass_r[:, None] + b_mass)
+                    b_cost *= b_mass_r[:, None] * b_mass * _over(b_mass_r[:, None] + b_mass)
                 else:
                     b_cost *= 0.5
-                b_cost = tl.where(o_r[:, None] != o_c[None, :], b_cost, float("inf"))
                 tl.debug_barrier()
                 # Whole padded rows store as vectors.
                 tl.store(s.cost_matrix + o_at, b_cost, mask=m_r[:, None] & (o_c < z.ld)[None, :])
@@ -77,6 +88,9 @@ def _first_costs(s, z, tile, WEIGHTED: tl.constexpr):
                 b_least, b_near = _nearer(b_cost, o_r[:, None] ^ o_c[None, :], b_least, b_near)
         _store_nearest(s, b_least, b_near, o_r, m_r)
     tl.debug_barrier()
+    if has_second_matrix(kind.METHOD, kind.INIT, kind.OUTPUT):
+        tl.store(s.gram + o_n * z.ld + o_n, tl.load(s.norm + o_n), mask=o_n < z.n)
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -159,7 +173,7 @@ def _merge_costs(pairs, s, z, tile):
             # The numerator of a cluster that merges in this round is a part of its pair's.
             m_pair = (tl.load(s.touched + o_c) > 0)[None, :]
             b_sum = (b_a + b_c) * tl.load(p_a + o_c[None, :]) + (b_b + b_c) * tl.load(p_b + o_c[None, :]) - b_c * b_gap
-            b_cost = tl.where(m_pair, b_sum, tl.maximum(b_sum / (b_a + b_b + b_c), 0.0))
+            b_cost = tl.where(m_pair, b_sum, tl.maximum(b_sum * _over(b_a + b_b + b_c), 0.0))
             tl.debug_barrier()
             tl.store(p_a + o_c[None, :], b_cost, mask=m_r & (o_c < z.ld)[None, :])
             m_column = (m_pair == 0) & (tl.load(s.gone + o_c) == 0)[None, :]
@@ -193,7 +207,7 @@ def _merge_pair_costs(pairs, s, z, tile):
             b_c = (tl.load(s.mass + o_c) + tl.load(s.joined + o_c))[None, :]
             m_at = (o_r[:, None] < o_q[None, :]) & m_q[None, :]
             b_sum = tl.load(p_a + o_c[None, :], mask=m_at, other=0.0) + tl.load(p_a + o_e[None, :], mask=m_at, other=0.0)
-            b_cost = tl.maximum((b_sum - b_a * tl.load(s.gap + o_c)[None, :]) / (b_a + b_c), 0.0)
+            b_cost = tl.maximum((b_sum - b_a * tl.load(s.gap + o_c)[None, :]) * _over(b_a + b_c), 0.0)
             tl.debug_barrier()
             tl.store(p_a + o_c[None, :], b_cost, mask=m_at)
             tl.store(s.cost_matrix + o_c[None, :] * z.ld + o_a[:, None], b_cost, mask=m_at)
@@ -275,7 +289,7 @@ def ward_labels(p_heights, p_mask, stride_mask, count, weighs, scale, s, z, kind
     tl.store(s.height + o_n, tl.full((tile.NP,), float("inf"), tl.float32))
     tl.store(s.turn + o_n, tl.zeros((tile.NP,), tl.int32))
     tl.debug_barrier()
-    _first_costs(s, z, tile, kind.WEIGHTED)
+    _first_costs(s, z, kind, tile)
     merged = 0
     turn = 0
     limit = float("inf")
