@@ -26,10 +26,12 @@ KINDS = {ast.For: "for", ast.While: "while", ast.If: "if"}
 
 @functools.cache
 def statements(path: Path) -> dict[int, Statement]:
-    """The statement of each line in a function of the file; a compound statement has the lines of its header alone."""
+    """The statement of each line in the file's kernels and device functions; a compound statement has the lines of its
+    header alone.
+    """
     found: dict[int, Statement] = {}
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(one) for one in node.decorator_list):
             # Instructions that belong to no statement have the line of the function itself.
             lines = range(min([node.lineno, *(one.lineno for one in node.decorator_list)]), node.body[0].lineno)
             found |= dict.fromkeys(lines, Statement(node.lineno, "plain", False, "", node.name, ()))

@@ -63,9 +63,10 @@ class Watch:
         """Python's tracing function: one for each function that is entered."""
         code = frame.f_code
         if code not in self._codes:
-            mine = code.co_filename.startswith(self._folder) and not code.co_name.startswith("<")
             path = Path(code.co_filename)
-            self._codes[code] = (path.name, statements(path)) if mine else None
+            lines = statements(path) if code.co_filename.startswith(self._folder) else {}
+            mine = code.co_firstlineno in lines and not code.co_name.startswith("<")
+            self._codes[code] = (path.name, lines) if mine else None
             if mine:
                 self.files[path.name] = path
         found = self._codes[code]

@@ -5,10 +5,9 @@ import triton.language as tl
 
 from ..tokens import valid_tokens
 from .codes import INIT_WARD, METHOD_KMEANS, METHOD_KMEDOIDS, METHOD_WARD, OUTPUT_CENTER, OUTPUT_MEDOID
-from .kmeans import update_means
-from .kmedoids import member_costs, update_medoids
+from .kmeans import assign_means, update_means
+from .kmedoids import assign_medoids, member_costs, update_medoids
 from .members import slot_totals, sort_members, sort_slots
-from .nearest import assign_nearest
 from .starts import start_labels
 from .ward import ward_labels
 
@@ -49,11 +48,11 @@ def _iterate(plain, max_iter, p_mask, stride_mask, b_valid, s, z, kind, tile):
             b_old = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
             if kind.METHOD == METHOD_KMEDOIDS:
                 update_medoids(s, z, kind, tile)
-                assign_nearest(s.gram, s.medoid, p_mask, stride_mask, s, z, kind, tile, True)
+                assign_medoids(p_mask, stride_mask, s, z, kind, tile)
             else:
                 tl.store(s.history + turn * tile.NP + o_n, b_old)
                 update_means(turn, s, z, kind, tile)
-                assign_nearest(s.product, s.medoid, p_mask, stride_mask, s, z, kind, tile, False)
+                assign_means(p_mask, stride_mask, s, z, kind, tile)
             updates = turn
             b_new = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
             moving = (turn == 0) | (tl.sum((b_new != b_old).to(tl.int32), 0) > 0)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .members import member_means, slot_totals, sort_members, sort_slots
+from .nearest import assign_nearest
 
 
 @triton.jit
@@ -21,7 +22,9 @@ def update_means(turn, s, z, kind, tile):
     o_k = tl.arange(0, tile.KP)
     tl.store(s.place + o_k, o_k)
     tl.debug_barrier()
-    member_means(s.gram, s.weight, s.place, s.product, s, 0, z.n, z.ld, 1, z.ld, z, tile, kind.WEIGHTED, tile.C)
+    member_means(
+        s.gram, s.weight, s.place, s.product, s, 0, z.ld, z.ld, 1, z.ld, z, tile, kind.WEIGHTED, True, tile.C
+    )
     tl.debug_barrier()
     b_begin = tl.load(s.begin + o_k, mask=o_k < z.k, other=0)
     b_count = tl.load(s.end + o_k, mask=o_k < z.k, other=0) - b_begin
@@ -38,3 +41,9 @@ def update_means(turn, s, z, kind, tile):
     tl.store(s.square + o_k, b_sum / tl.abs(b_total), mask=m_live)
     tl.store(s.stamp + o_k, tl.zeros((tile.KP,), tl.int32) + turn, mask=m_live)
     tl.debug_barrier()
+
+
+@triton.jit
+def assign_means(p_mask, stride_mask, s, z, kind, tile):
+    """Writes every token's nearest center and its squared distance."""
+    assign_nearest(s.product, s.place, p_mask, stride_mask, s, z, kind, tile, False)

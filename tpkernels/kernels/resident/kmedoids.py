@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .members import sort_members
+from .nearest import assign_nearest
 
 # Costs that differ by less than the Gram matrix's rounding are tied, and the lowest index wins.
 SLACK = tl.constexpr(2.0**-20)
@@ -64,4 +65,16 @@ def update_medoids(s, z, kind, tile):
     tl.store(s.medoid + o_k, b_medoid, mask=o_k < z.k)
     b_norm = tl.load(s.norm + b_medoid, mask=b_medoid < NP, other=float("inf"))
     tl.store(s.square + o_k, b_norm, mask=o_k < z.k)
+    tl.debug_barrier()
+
+
+@triton.jit
+def assign_medoids(p_mask, stride_mask, s, z, kind, tile):
+    """Writes every token's nearest medoid and its squared distance."""
+    assign_nearest(s.gram, s.medoid, p_mask, stride_mask, s, z, kind, tile, True)
+    # A medoid belongs to its own cluster, even where another medoid is an equal token.
+    o_k = tl.arange(0, tile.KP)
+    b_medoid = tl.load(s.medoid + o_k, mask=o_k < z.k, other=tile.NP)
+    tl.store(s.label + b_medoid, o_k, mask=b_medoid < z.n)
+    tl.store(s.cost + b_medoid, tl.zeros((tile.KP,), tl.float32), mask=b_medoid < z.n)
     tl.debug_barrier()

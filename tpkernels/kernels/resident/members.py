@@ -68,12 +68,12 @@ def sort_slots(s, z, tile):
 @triton.jit
 def member_means(
     p_rows, p_weight, p_place, p_out, s, first_d, last_d, stride_n, stride_d, stride_out, z, tile,
-    WEIGHTED: tl.constexpr, P: tl.constexpr,
+    WEIGHTED: tl.constexpr, FINITE: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Writes channels first_d..last_d of the means of p_rows [N, D] over each slot's members, at the slot's place.
 
-    Needs `sort_members`, `slot_totals` and `sort_slots`. Slots without members are not written; NaN or infinity in a row
-    reach the mean of their own slot alone.
+    Needs `sort_members`, `slot_totals` and `sort_slots`. Slots without members are not written. NaN or infinity in a row
+    reach the mean of their own slot alone; FINITE: there are none, and rows may be read to the end of a block.
     """
     S: tl.constexpr = tile.S
     for t in range(0, z.k, S):
@@ -95,11 +95,15 @@ def member_means(
             for step in tl.range(0, most, num_stages=1):
                 m_in = step < b_count
                 b_token = tl.load(s.order + b_begin + step, mask=m_in, other=0)
-                b_x = load_tokens(p_rows, b_token, o_d, m_in, last_d, stride_n, stride_d)
+                if FINITE:
+                    b_x = tl.load(p_rows + b_token[:, None] * stride_n + o_d[None, :])
+                else:
+                    b_x = load_tokens(p_rows, b_token, o_d, m_in, last_d, stride_n, stride_d)
                 if WEIGHTED:
                     b_weight = tl.where(b_equal, 1.0, tl.load(p_weight + b_token, mask=m_in, other=0.0))
-                    # 0 * NaN is NaN, so what is no member is left out.
                     b_sum += tl.where(m_in, b_weight, 0.0)[:, None] * b_x
+                elif FINITE:
+                    b_sum += tl.where(m_in[:, None], b_x, 0.0)
                 else:
                     b_sum += b_x
             b_mean = b_sum * b_scale[:, None]

@@ -61,7 +61,7 @@ def pool_sample(p_x, p_tokens, first_d, last_d, s, z, strides, kind, tile):
     else:
         member_means(
             p_x, s.pool, s.place, p_tokens, s, first_d, last_d, strides.n, strides.d, z.d, z, tile,
-            kind.POOL_WEIGHTED, P,
+            kind.POOL_WEIGHTED, False, P,
         )  # fmt: skip
         o_k = tl.arange(0, tile.KP)
         b_begin = tl.load(s.begin + o_k, mask=o_k < z.k, other=-1)

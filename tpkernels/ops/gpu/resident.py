@@ -111,7 +111,7 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
         interpreting(),
     )))  # fmt: skip
     tile = Tile(*map(tl.constexpr, (
-        width, slots, config.tile, config.block_d, config.rows, min(width, LINE * limits.warp), config.segment,
+        width, slots, config.tile, config.block_d, min(config.rows, slots), min(width, LINE * limits.warp), config.segment,
         min(config.pooled, power_of_two(d, 16)),
     )))  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}

@@ -70,34 +70,18 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool
     element = torch.empty(0, dtype=dtype).element_size()
     large = limits.shared_bytes >= LARGE_SHARED
     channels = (64 if large else 32) * 2 // element
+    # Warps, rows of the matrix at a time, tile, programs on a processor.
     if width < 128:
         # Small samples leave most lanes of many warps idle.
-        shapes = [(4, 2048, 32, channels // 2, 2), (2, 1024, 32, channels // 2, 4), (4, 2048, 64, channels // 2, 2)]
-    elif limits.warp > 32:
-        shapes = [(4, 4096, 64, channels, 1), (4, 2048, 64, channels, 1), (8, 4096, 64, channels, 1)]
+        shapes = [(4, 8, 32, 2), (2, 8, 32, 4), (4, 16, 64, 2)]
     else:
-        shapes = [
-            (8, 4096, 64, channels, 1),
-            (4, 2048, 64, channels, 2),
-            (8, 2048, 64, channels, 1),
-            (4, 1024, 64, channels, 2),
-            (4, 2048, 32, channels, 2),
-            (8, 4096, 128, channels, 1),
-            (8, 8192, 64, channels, 1),
-            (16, 8192, 64, channels, 1),
-            (8, 4096, 64, channels // 2, 1),
-        ]
+        shapes = [(4, 8, 64, 2), (4, 16, 64, 2), (8, 8, 64, 1), (8, 16, 64, 1), (4, 8, 32, 2), (8, 16, 128, 1)]
     found = []
-    for warps, held, tile, block_d, per_processor in shapes:
-        # Ward's rows need four old distances for each new one; with more at a time Triton 3.6 spills.
-        halved = 2 if ward and width >= 128 and limits.warp == 32 else 1
-        rows = max(2, min(width, held // width // halved))
+    for warps, rows, tile, per_processor in shapes:
         config = ResidentConfig(
-            min(tile, width), max(16, block_d), rows, 16, held // (16 if large else 64), warps, 2, per_processor,
+            min(tile, width), channels, min(rows, width), 32, 128, warps, 2, per_processor,
             thread_registers(warps, per_processor, limits),
         )  # fmt: skip
         if config.shared_bytes(element) * per_processor <= limits.shared_bytes and config not in found:
             found.append(config)
-    return found or [
-        ResidentConfig(16, 16, max(2, min(width, 1024 // width)), 16, 64, 4, 1, 1, thread_registers(4, 1, limits))
-    ]
+    return found or [ResidentConfig(16, 16, min(8, width), 16, 64, 4, 1, 1, thread_registers(4, 1, limits))]
