@@ -13,22 +13,45 @@ from .nearest import assign_nearest
 
 
 @triton.jit
+def _changed_slots(turn, s, z, tile):
+    """Which slots [K] gained or lost a member since the last update; at first all."""
+    NP: tl.constexpr = tile.NP
+    o_n = tl.arange(0, NP)
+    o_k = tl.arange(0, tile.KP)
+    tl.store(s.other + o_k, (o_k * 0 + turn == 0).to(tl.int32))
+    tl.debug_barrier()
+    if turn > 0:
+        b_new = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
+        b_old = tl.load(s.history + (turn - 1) * NP + o_n, mask=o_n < z.n, other=-1)
+        # Benign race: every writer stores 1.
+        tl.store(s.other + b_new, o_n * 0 + 1, mask=(b_new != b_old) & (b_new >= 0))
+        tl.store(s.other + b_old, o_n * 0 + 1, mask=(b_new != b_old) & (b_old >= 0))
+    tl.debug_barrier()
+    m_changed = (tl.load(s.other + o_k) > 0) & (o_k < z.k)
+    tl.debug_barrier()
+    return m_changed
+
+
+@triton.jit
 def update_means(turn, s, z, kind, tile):
-    """Writes Q [K, ld], c.c [K] and the stamp [K] of every slot with members; the others keep theirs."""
+    """Writes Q [K, ld], c.c [K] and the stamp [K] of every slot whose members changed; the others keep theirs, and so
+    does a slot that lost all members.
+    """
+    m_changed = _changed_slots(turn, s, z, tile)
     sort_members(s, z, tile)
-    slot_totals(s.weight, s, z, tile, kind.WEIGHTED)
-    sort_slots(s, z, tile)
+    slot_totals(s.weight, m_changed, s, z, tile, kind.WEIGHTED)
+    slots = sort_slots(m_changed, s, tile)
     # Slots are at their own places.
     o_k = tl.arange(0, tile.KP)
     tl.store(s.place + o_k, o_k)
     tl.debug_barrier()
     member_means(
-        s.gram, s.weight, s.place, s.product, s, 0, z.ld, z.ld, 1, z.ld, z, tile, kind.WEIGHTED, True, tile.C
+        s.gram, s.weight, s.place, s.product, slots, s, 0, z.ld, z.ld, 1, z.ld, z, tile, kind.WEIGHTED, True, tile.C
     )
     tl.debug_barrier()
-    b_begin = tl.load(s.begin + o_k, mask=o_k < z.k, other=0)
-    b_count = tl.load(s.end + o_k, mask=o_k < z.k, other=0) - b_begin
-    b_total = tl.load(s.total + o_k, mask=o_k < z.k, other=1.0)
+    b_begin = tl.load(s.begin + o_k)
+    b_count = tl.where(m_changed, tl.load(s.end + o_k) - b_begin, 0)
+    b_total = tl.load(s.total + o_k)
     b_sum = tl.zeros((tile.KP,), tl.float32)
     for step in tl.range(0, tl.max(b_count, 0), num_stages=1):
         m_in = step < b_count
@@ -37,9 +60,8 @@ def update_means(turn, s, z, kind, tile):
         if kind.WEIGHTED:
             b_own *= tl.where(b_total < 0, 1.0, tl.load(s.weight + b_token, mask=m_in, other=0.0))
         b_sum += b_own
-    m_live = (o_k < z.k) & (b_count > 0)
-    tl.store(s.square + o_k, b_sum / tl.abs(b_total), mask=m_live)
-    tl.store(s.stamp + o_k, tl.zeros((tile.KP,), tl.int32) + turn, mask=m_live)
+    tl.store(s.square + o_k, b_sum / tl.abs(b_total), mask=b_count > 0)
+    tl.store(s.stamp + o_k, tl.zeros((tile.KP,), tl.int32) + turn, mask=b_count > 0)
     tl.debug_barrier()
 
 

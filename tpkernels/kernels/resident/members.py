@@ -34,55 +34,58 @@ def sort_members(s, z, tile):
 
 
 @triton.jit
-def slot_totals(p_weight, s, z, tile, WEIGHTED: tl.constexpr):
-    """Writes each slot's total [K] of weights [N]: their sum over its members; minus the number of members where that
-    is 0, and members count equally.
+def slot_totals(p_weight, m_wanted, s, z, tile, WEIGHTED: tl.constexpr):
+    """Writes the total [K] of weights [N] of each wanted slot: their sum over its members; minus the number of members
+    where that is 0, and members count equally.
     """
     o_k = tl.arange(0, tile.KP)
-    b_begin = tl.load(s.begin + o_k, mask=o_k < z.k, other=0)
-    b_count = tl.load(s.end + o_k, mask=o_k < z.k, other=0) - b_begin
+    b_begin = tl.load(s.begin + o_k)
+    b_count = tl.where(m_wanted, tl.load(s.end + o_k) - b_begin, 0)
     b_total = b_count.to(tl.float32)
     if WEIGHTED:
         b_mass = tl.zeros((tile.KP,), tl.float32)
-        for step in range(tl.max(b_count, 0)):
+        for step in tl.range(0, tl.max(b_count, 0), num_stages=1):
             m_in = step < b_count
             b_token = tl.load(s.order + b_begin + step, mask=m_in, other=0)
             b_mass += tl.load(p_weight + b_token, mask=m_in, other=0.0)
         # A mass of NaN is kept: it must not count as 0.
         b_total = tl.where(b_mass == 0, -b_total, b_mass)
-    tl.store(s.total + o_k, b_total, mask=o_k < z.k)
+    tl.store(s.total + o_k, b_total, mask=m_wanted)
     tl.debug_barrier()
 
 
 @triton.jit
-def sort_slots(s, z, tile):
-    """Writes the slots by falling number of members [K], so that slots that are walked together end together."""
+def sort_slots(m_wanted, s, tile):
+    """Writes the wanted slots that have members by falling number of these, so that slots that are walked together end
+    together; returns how many they are.
+    """
     KP: tl.constexpr = tile.KP
     o_k = tl.arange(0, KP)
-    b_count = tl.load(s.end + o_k, mask=o_k < z.k, other=0) - tl.load(s.begin + o_k, mask=o_k < z.k, other=0)
-    b_key = tl.where(o_k < z.k, (-b_count) * KP + o_k, 2147483647)
-    tl.store(s.by_size + o_k, tl.sort(b_key) & (KP - 1))
+    b_count = tl.where(m_wanted, tl.load(s.end + o_k) - tl.load(s.begin + o_k), 0)
+    tl.store(s.by_size + o_k, tl.sort(o_k - b_count * KP) & (KP - 1))
     tl.debug_barrier()
+    return tl.sum((b_count > 0).to(tl.int32), 0)
 
 
 @triton.jit
 def member_means(
-    p_rows, p_weight, p_place, p_out, s, first_d, last_d, stride_n, stride_d, stride_out, z, tile,
+    p_rows, p_weight, p_place, p_out, slots, s, first_d, last_d, stride_n, stride_d, stride_out, z, tile,
     WEIGHTED: tl.constexpr, FINITE: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """Writes channels first_d..last_d of the means of p_rows [N, D] over each slot's members, at the slot's place.
+    """Writes channels first_d..last_d of the means of p_rows [N, D] over the members of the slots by_size[..slots], at
+    the slots' places, after `sort_members`, `slot_totals` and `sort_slots`.
 
-    Needs `sort_members`, `slot_totals` and `sort_slots`. Slots without members are not written. NaN or infinity in a row
+    NaN or infinity in a row
     reach the mean of their own slot alone; FINITE: there are none, and rows may be read to the end of a block.
     """
     S: tl.constexpr = tile.S
-    for t in range(0, z.k, S):
-        o_t = t + tl.arange(0, S)
-        b_slot = tl.load(s.by_size + o_t, mask=o_t < z.k, other=0)
-        b_begin = tl.load(s.begin + b_slot, mask=o_t < z.k, other=0)
-        b_count = tl.load(s.end + b_slot, mask=o_t < z.k, other=0) - b_begin
-        b_total = tl.load(s.total + b_slot, mask=o_t < z.k, other=1.0)
-        b_place = tl.load(p_place + b_slot, mask=o_t < z.k, other=0)
+    for t in range(0, slots, S):
+        m_t = t + tl.arange(0, S) < slots
+        b_slot = tl.load(s.by_size + t + tl.arange(0, S), mask=m_t, other=0)
+        b_begin = tl.load(s.begin + b_slot)
+        b_count = tl.where(m_t, tl.load(s.end + b_slot) - b_begin, 0)
+        b_total = tl.load(s.total + b_slot)
+        b_place = tl.load(p_place + b_slot)
         # A single member is its own mean to the last bit, whatever a quotient rounds.
         b_equal = (b_total < 0) | (b_count == 1)
         b_scale = tl.where(b_total < 0, -b_total, b_total)

@@ -59,12 +59,12 @@ def pool_sample(p_x, p_tokens, first_d, last_d, s, z, strides, kind, tile):
                 m_out = (o_t < z.k)[:, None] & (o_d < last_d)[None, :]
                 tl.store(p_tokens + o_out, b_x.to(p_tokens.dtype.element_ty), mask=m_out)
     else:
+        o_k = tl.arange(0, tile.KP)
+        b_live = (tl.load(s.end + o_k) > tl.load(s.begin + o_k)).to(tl.int32)
+        slots = tl.sum(b_live, 0)
         member_means(
-            p_x, s.pool, s.place, p_tokens, s, first_d, last_d, strides.n, strides.d, z.d, z, tile,
+            p_x, s.pool, s.place, p_tokens, slots, s, first_d, last_d, strides.n, strides.d, z.d, z, tile,
             kind.POOL_WEIGHTED, False, P,
         )  # fmt: skip
-        o_k = tl.arange(0, tile.KP)
-        b_begin = tl.load(s.begin + o_k, mask=o_k < z.k, other=-1)
-        b_end = tl.load(s.end + o_k, mask=o_k < z.k, other=-2)
-        if tl.sum((b_begin == b_end).to(tl.int32), 0) > 0:
+        if slots < z.k:
             _fill_empty(p_x, p_tokens, first_d, last_d, s, z, strides, kind, tile)
