@@ -27,12 +27,11 @@ BIG = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def _nearer(b_cost, b_tie, b_least, b_near):
-    """The least costs so far, as the bits of floats that are not negative, and their neighbors, the first of equal
-    ones.
+def _nearer(b_cost, b_least, b_block, j):
+    """The least costs so far, as the bits of floats that are not negative, and the first block of columns that has
+    them.
     """
-    b_near = tl.where(b_cost < b_least, b_tie, b_near)
-    return tl.minimum(b_cost, b_least), b_near
+    return tl.minimum(b_cost, b_least), tl.where(b_cost < b_least, j, b_block)
 
 
 @triton.jit
@@ -43,11 +42,15 @@ def _over(b_x):
 
 
 @triton.jit
-def _store_nearest(s, b_least, b_near, o_r, m_r):
-    """Writes the least cost of rows o_r and the row's neighbor at that cost."""
+def _store_nearest(s, b_least, b_block, o_r, m_r, C: tl.constexpr):
+    """Writes the least cost of rows o_r and the row's neighbor at that cost.
+
+    Column c of block j of row r is `(r // C ^ j) C + c`, so that blocks are in the order of i XOR j.
+    """
     b_row = tl.min(b_least, 1)
-    b_tie = tl.min(tl.where(b_least == b_row[:, None], b_near, BIG), 1)
-    tl.store(s.least + o_r, b_row.to(tl.float32, bitcast=True), mask=m_r)
+    b_tie = (o_r[:, None] % C ^ tl.arange(0, C)[None, :]) + b_block * C
+    b_tie = tl.min(tl.where(b_least == b_row[:, None], b_tie, BIG), 1)
+    tl.store(s.least + o_r, tl.minimum(b_row, INF).to(tl.float32, bitcast=True), mask=m_r)
     tl.store(s.near + o_r, b_tie ^ o_r, mask=m_r)
 
 
@@ -67,8 +70,7 @@ def _first_costs(s, z, kind, tile):
         b_mass_r = tl.load(s.mass + o_r)
         b_norm_r = tl.load(s.norm + o_r)
         b_least = tl.full((R, C), INF, tl.int32)
-        b_near = tl.full((R, C), BIG, tl.int32)
-        # Blocks of columns in the order of i XOR j, so that the first of equal costs is the lowest tie.
+        b_block = tl.zeros((R, C), tl.int32)
         for j in tl.static_range(tile.NP // C):
             c = (r // C ^ j) * C
             if c < z.n:
@@ -85,8 +87,8 @@ def _first_costs(s, z, kind, tile):
                 # Whole padded rows store as vectors.
                 tl.store(s.cost_matrix + o_at, b_cost, mask=m_r[:, None] & (o_c < z.ld)[None, :])
                 b_cost = (b_cost.to(tl.int32, bitcast=True) | tl.load(s.gone + o_c)[None, :]) & BIG
-                b_least, b_near = _nearer(b_cost, o_r[:, None] ^ o_c[None, :], b_least, b_near)
-        _store_nearest(s, b_least, b_near, o_r, m_r)
+                b_least, b_block = _nearer(b_cost, b_least, b_block, j)
+        _store_nearest(s, b_least, b_block, o_r, m_r, C)
     tl.debug_barrier()
     if has_second_matrix(kind.METHOD, kind.INIT, kind.OUTPUT):
         tl.store(s.gram + o_n * z.ld + o_n, tl.load(s.norm + o_n), mask=o_n < z.n)
@@ -102,13 +104,13 @@ def _scan(count, s, z, tile):
         m_r = r + tl.arange(0, R) < count
         o_r = tl.load(s.scan + r + tl.arange(0, R), mask=m_r, other=0)
         b_least = tl.full((R, C), INF, tl.int32)
-        b_near = tl.full((R, C), BIG, tl.int32)
+        b_block = tl.zeros((R, C), tl.int32)
         for j in tl.static_range(tile.NP // C):
-            # Of each row its own order of blocks, as at first. A cluster that is gone may have left a negative number.
+            # A cluster that is gone may have left a negative number.
             o_c = ((o_r // C ^ j) * C)[:, None] + tl.arange(0, C)[None, :]
             b_cost = tl.load(s.cost_matrix + o_r[:, None] * z.ld + o_c).to(tl.int32, bitcast=True)
-            b_least, b_near = _nearer((b_cost | tl.load(s.gone + o_c)) & BIG, o_r[:, None] ^ o_c, b_least, b_near)
-        _store_nearest(s, b_least, b_near, o_r, m_r)
+            b_least, b_block = _nearer((b_cost | tl.load(s.gone + o_c)) & BIG, b_least, b_block, j)
+        _store_nearest(s, b_least, b_block, o_r, m_r, C)
     tl.debug_barrier()
 
 

@@ -79,7 +79,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool
     found = []
     for warps, rows, tile, per_processor in shapes:
         config = ResidentConfig(
-            min(tile, width), channels, min(rows, width), 32, 128, warps, 2, per_processor,
+            min(tile, width), channels, min(rows, width), 16, 128, warps, 2, per_processor,
             thread_registers(warps, per_processor, limits),
         )  # fmt: skip
         if config.shared_bytes(element) * per_processor <= limits.shared_bytes and config not in found:

@@ -38,7 +38,7 @@ RANGES = {
     "tile": (16, 256, True),
     "block_d": (16, 256, True),
     "rows": (2, 1024, True),
-    "segment": (16, 256, True),
+    "segment": (2, 256, True),
     "pooled": (16, 1024, True),
     "num_warps": (1, 32, True),
     "num_stages": (1, 8, False),
