@@ -1,7 +1,7 @@
 """The resident kernels' numbers: exact Ward at every edge of its buckets, half types, tokens far from the origin.
 
 What a tree is worth is asked of float64: clusters of K + 1 and of K tell which pair merged, and no pair may have been
-cheaper. Scratch is read where no result shows what matters: the Gram matrix and Ward's distances.
+cheaper. Scratch is read where no result shows what matters: the Gram matrix and Ward's costs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.launches import Spy
 from tests.support.marks import CUDA, DEVICE, KERNELS, sized
 from tests.support.strategies import make
 from tests.support.tolerances import (
@@ -59,19 +60,23 @@ class Scratch:
         self.kernel = kernel
 
     def __getitem__(self, grid: Any) -> Any:
+        from tpkernels.kernels.resident.scratch import SLOT_FLOATS, TOKEN_FLOATS, TOKEN_INTS, lines
+
         def call(*args: Any, **kwargs: Any) -> None:
             self.kernel[grid](*args, **kwargs)
-            given = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
-            np, kp, n, d, ld = (given[name] for name in ("NP", "KP", "n", "d", "ld"))
-            floats, ints = given["p_floats"].cpu(), given["p_ints"].cpu()
-            pivot = 11 * np + 2 * kp
-            matrix = floats[pivot + -(-d // 16) * 16 :]
+            launch = Spy.Launch(self.kernel, grid, args, kwargs)
+            np, kp, block = (launch.kwargs[name] for name in ("NP", "KP", "BD"))
+            n, d = launch.args["n"], launch.args["shape.d"]
+            ld = lines(n)
+            floats, ints = (launch.args[f"p_room.{name}"].cpu() for name in ("floats", "ints"))
+            pivot = TOKEN_FLOATS.value * np + SLOT_FLOATS.value * kp
+            matrix = floats[pivot + lines(d, block) :]
             self.pivot = floats[pivot : pivot + d]
             self.matrices = [
                 matrix[i * n * ld : (i + 1) * n * ld].view(n, ld)[:, :n] for i in range(len(matrix) // (n * ld))
             ]
-            # Behind the lists of members: marks, of which the sixth are Ward's parents.
-            self.parent = ints[2 * np + 5 * kp + 16 + 5 * np :][:n]
+            # The last of the tokens' vectors.
+            self.live = ints[(TOKEN_INTS.value - 1) * np :][:n] == 0
 
         return call
 
@@ -207,7 +212,7 @@ def test_a_bad_sample_is_split_in_order_and_stays_alone() -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_wards_distances_are_symmetric_to_the_last_bit(weighted: bool, scratch: Scratch) -> None:
+def test_wards_costs_are_symmetric_to_the_last_bit(weighted: bool, scratch: Scratch) -> None:
     """Whatever the rounds did: without it two clusters might each wait for the other to be nearer, for ever."""
     for seed, n in sized(((0, 33), (1, 17), (2, 48)), gpu=((0, 33), (1, 35), (2, 49))):
         x, _, weight, _ = make(seed, 1, n, 6, 1, weighted=weighted, duplicates=seed == 1)
@@ -216,10 +221,12 @@ def test_wards_distances_are_symmetric_to_the_last_bit(weighted: bool, scratch: 
             assert int(found[5]) >= 2
             gram, distances = scratch.matrices[:2]
             assert torch.equal(gram, gram.T)
-            # Live clusters stand in front, the others are on their parents' lists.
-            live = int((scratch.parent == torch.arange(n)).sum())
-            assert 2 <= live <= k
-            distances = distances[:live, :live]
+            # A cluster lies in the row and column of its lowest token.
+            live = scratch.live
+            assert 2 <= int(live.sum()) <= k
+            distances = distances[live][:, live]
+            assert bool(distances.diag().isinf().all())
+            distances = distances.fill_diagonal_(0)
             assert torch.equal(distances, distances.T) and bool((distances >= 0).all())
             assert float(distances.max()) > 0
 

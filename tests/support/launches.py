@@ -15,6 +15,17 @@ ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_s
 VIEWS = {"view", "slice", "detach", "alias", "as_strided", "select", "expand", "t", "transpose"}
 
 
+def named(kernel: Any, args: tuple) -> dict[str, Any]:
+    """Arguments of a kernel by name, those in tuples as "tuple.part"."""
+    found = {}
+    for name, value in zip(kernel.arg_names, args, strict=False):
+        if isinstance(value, tuple):
+            found |= {f"{name}.{part}": one for part, one in value._asdict().items()}
+        else:
+            found[name] = value
+    return found
+
+
 class Spy:
     """Stands in for a kernel: counts and keeps its launches, and runs them outside the modes of a test."""
 
@@ -22,9 +33,13 @@ class Spy:
         self.kernel, self.launches, self.run = kernel, launches, run
 
     class Launch:
+        """args: by name, those in tuples as "tuple.part"; kwargs: compile-time arguments and options."""
+
         def __init__(self, kernel: Any, grid: Any, args: tuple, kwargs: dict) -> None:
-            self.name, self.grid, self.kwargs = kernel.__name__, grid, kwargs
-            self.args = dict(zip(kernel.arg_names, args, strict=False))
+            self.name, self.grid, self.kwargs = kernel.__name__, grid, dict(kwargs)
+            self.args = named(kernel, args)
+            for name in [name for name, one in self.args.items() if hasattr(one, "value")]:
+                self.kwargs[name.split(".")[-1]] = self.args.pop(name).value
 
     def __getitem__(self, grid: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> None:

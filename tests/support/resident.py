@@ -12,7 +12,7 @@ from tests.support.tolerances import assert_same_labels, assert_values, regret_l
 from tpkernels.ops.gpu import resident, resident_tiles
 from tpkernels.ops.problem import Spec, Tensors
 
-RESIDENT = ("resident_kernel", "gram_kernel", "cluster_kernel", "pool_kernel")
+RESIDENT = ("resident_kernel", "center_kernel", "gram_kernel", "cluster_kernel", "pool_kernel")
 RESULTS = ("tokens", "source", "assignment", "medoids", "loss", "n_iter", "heights", "total")
 INITS = ("ward", "topk", "farthest", "strided", "given")
 # Every method from every start.
@@ -32,7 +32,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, run: bool = True) -> list[Spy.Launch]:
 
 # Several tiles of the Gram matrix and blocks of channels.
 SMALL = resident_tiles.ResidentConfig(16, 16, 16, 16, 16, 4, 1, 2, 0)
-NAMES = {1: ["resident_kernel"], 3: ["gram_kernel", "cluster_kernel", "pool_kernel"]}
+NAMES = {1: ["resident_kernel"], 4: ["center_kernel", "gram_kernel", "cluster_kernel", "pool_kernel"]}
 
 
 class Problem:
@@ -93,13 +93,13 @@ CALLS = [
 
 
 each_call = pytest.mark.parametrize("call", CALLS, ids="-".join)
-# In one launch and in three by turns: test_one_launch_and_three_give_the_same compares them. On a GPU in both.
+# In one launch and in four by turns: test_one_launch_and_four_give_the_same compares them. On a GPU in both.
 each_call_by_turns = pytest.mark.parametrize(
     ("call", "way"),
     [
         pytest.param(call, way, id="-".join((way, *call)))
         for place, call in enumerate(CALLS)
-        for way in (("one", "three") if FOR_GPU else (("one", "three")[place % 2],))
+        for way in (("one", "four") if FOR_GPU else (("one", "four")[place % 2],))
     ],
     indirect=["way"],
 )

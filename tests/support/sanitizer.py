@@ -20,10 +20,19 @@ class OutOfBounds(Exception):
     """A kernel touched memory that is none of its tensors'."""
 
 
+def _flat(values: Any) -> Iterator[Any]:
+    """Arguments, and those in tuples among them."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
 def spans_of(values: Any) -> list[tuple[int, int]]:
     """Address and end of every tensor among a launch's arguments, ascending, overlaps joined."""
     found = []
-    for tensor in values:
+    for tensor in _flat(values):
         if isinstance(tensor, torch.Tensor) and tensor.numel():
             last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             found.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()))

@@ -65,8 +65,8 @@ def configs_of(case: Case, device: torch.device) -> list[ResidentConfig]:
     """The configurations to try on the device, the heuristic one first."""
     given = case.n, case.k, getattr(torch, case.dtype), limits_of(device)
     ward = "ward" in (case.method, case.init)
-    heuristic = resident_config(*given, ward=ward, interpreted=device.type == "cpu")
-    return [heuristic, *(config for config in candidates(*given, ward=ward) if config != heuristic)]
+    heuristic = resident_config(*given, interpreted=device.type == "cpu")
+    return [heuristic, *(config for config in candidates(*given) if config != heuristic)]
 
 
 class Tuner:

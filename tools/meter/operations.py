@@ -101,7 +101,7 @@ def _clusters(case: Case, target: Target, samples: int, stack: ExitStack) -> Any
     weight = None if inputs.weight is None else inputs.weight[:samples]
     few = replace(inputs, x=inputs.x[:samples], weight=weight, start=inputs.start[:samples])
     dtype = getattr(torch, case.dtype)
-    config = resident_config(case.n, case.k, dtype, target.limits, ward="ward" in (case.method, case.init))
+    config = resident_config(case.n, case.k, dtype, target.limits)
     key = tuning.resident_key(case.n, case.k, case.d, dtype, case.method)
     forced = stack.enter_context(tuning.override(key, config._asdict()))
 

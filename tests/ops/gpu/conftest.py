@@ -28,9 +28,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Spy.Launch]:
     return spy(monkeypatch, run=False)
 
 
-@pytest.fixture(params=["one", "three"])
+@pytest.fixture(params=["one", "four"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """One launch for a batch of small samples, or three: how many."""
-    if request.param == "three":
+    """One launch for a batch of small samples, or four: how many."""
+    if request.param == "four":
         monkeypatch.setattr(resident, "splits", lambda *_: True)
-    return {"one": 1, "three": 3}[request.param]
+    return {"one": 1, "four": 4}[request.param]

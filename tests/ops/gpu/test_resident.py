@@ -1,4 +1,4 @@
-"""What the launcher of the resident kernels promises: one launch or three, no scratch for each sample, few variants."""
+"""What the launcher of the resident kernels promises: one launch or four, no scratch for each sample, few variants."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ def test_one_launch_of_one_dimension(call: tuple[str, ...], counted: list[Spy.La
         assert grid == min(b, config.per_processor * limits.processors)
 
 
-def test_three_launches_where_samples_are_few_and_large(counted: list[Spy.Launch]) -> None:
+def test_four_launches_where_samples_are_few_and_large(counted: list[Spy.Launch]) -> None:
     most, d = 2 * limits_of(DEVICE).processors, sized(70, gpu=700)
-    for n, b, expected in ((256, 1, 1), (257, 1, 3), (257, most, 3), (257, most + 1, 1)):
+    for n, b, expected in ((256, 1, 1), (257, 1, 4), (257, most, 4), (257, most + 1, 1)):
         counted.clear()
         Problem(b, n, d, 12, "kmeans", "mean").run()
         assert [one.name for one in counted] == NAMES[expected]
-        if expected == 3:
-            gram, cluster, pool = counted
+        if expected == 4:
+            center, gram, cluster, pool = counted
             tiles, blocks = -(-n // gram.kwargs["T"]), -(-d // pool.kwargs["P"])
             assert tiles > 1 and blocks > 1
-            # A program for each tile of a Gram matrix, each sample, each block of channels.
-            assert (gram.grid, cluster.grid, pool.grid) == ((b * tiles**2,), (b,), (b * blocks,))
+            # A program for each block of tokens, tile of a Gram matrix, sample, block of channels.
+            assert (center.grid, gram.grid) == ((b * tiles,), (b * tiles**2,))
+            assert (cluster.grid, pool.grid) == ((b,), (b * blocks,))
 
 
-def test_which_batches_take_three_launches() -> None:
+def test_which_batches_take_four_launches() -> None:
     limits = Limits(processors=132, shared_bytes=227 << 10, l2_bytes=50 << 20, warp=32)
     megabyte = 1 << 20
     assert not resident.splits(1, 256, megabyte, limits) and not resident.splits(10**6, 256, megabyte, limits)
@@ -99,7 +100,7 @@ def test_resident_programs_stay_within_what_the_device_has() -> None:
 
 
 @each_call
-def test_one_launch_and_three_give_the_same(
+def test_one_launch_and_four_give_the_same(
     call: tuple[str, ...], launches: list[Spy.Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident, "config_of", lambda *_: SMALL)
@@ -107,7 +108,7 @@ def test_one_launch_and_three_give_the_same(
     expected = problem.run()
     monkeypatch.setattr(resident, "splits", lambda *_: True)
     assert_alike(problem.run(), expected, problem)
-    assert [one.name for one in launches] == NAMES[1] + NAMES[3]
+    assert [one.name for one in launches] == NAMES[1] + NAMES[4]
 
 
 @pytest.mark.parametrize("output", ["center", "mean", "medoid"])
@@ -171,12 +172,12 @@ def test_memory_that_grows_with_the_batch_is_input_and_output(call: tuple[str, .
 
 
 @each_call
-def test_three_launches_take_scratch_for_each_sample(call: tuple[str, ...], counted: list[Spy.Launch]) -> None:
+def test_four_launches_take_scratch_for_each_sample(call: tuple[str, ...], counted: list[Spy.Launch]) -> None:
     n, b = 257, 2
     problem = Problem(b, n, 8, 40, *call)
     with Allocations() as seen:
         problem.run()
-    assert [one.name for one in counted] == NAMES[3]
+    assert [one.name for one in counted] == NAMES[4]
     assert b * 4 * n * n <= max(seen.sizes) <= b * 16 * n * n
 
 
@@ -199,7 +200,7 @@ def test_sizes_and_strides_of_a_bucket_share_a_variant(method: str, way: int, co
 
     expected = of()
     clustering = expected[way // 2]
-    assert {"NP", "KP", "T", "BD", "METHOD", "INIT", "OUTPUT", "FACTORS", "PRECISION", "num_warps"} <= set(clustering)
+    assert {"NP", "KP", "T", "BD", "METHOD", "INIT", "OUTPUT", "HALVES", "PRECISION", "num_warps"} <= set(clustering)
     assert clustering["NP"] == 64 and clustering["KP"] == 32
     for n, k in ((33, 17), (64, 17), (33, 32), (49, 31)):
         assert of(n=n, k=k) == expected
@@ -221,14 +222,14 @@ def test_sizes_and_strides_of_a_bucket_share_a_variant(method: str, way: int, co
 @pytest.mark.parametrize("method", ["ward", "kmeans", "kmedoids"])
 def test_the_launch_passes_sizes_as_values(method: str, way: int, counted: list[Spy.Launch]) -> None:
     Problem(2, 49, 7, 20, method, "mean", "weighted", "masked").run(3)
-    sizes = {"batch": 2, "n": 49, "d": 7, "k": 20, "max_iter": 3}
+    sizes = {"batch": 2, "n": 49, "shape.d": 7, "k": 20, "max_iter": 3}
     seen = set()
     for one in counted:
         for name, value in sizes.items():
             assert one.args.get(name, value) == value
             seen |= {name} & set(one.args)
-        assert not {*sizes, "ld", "floats", "ints"} & set(one.kwargs)
-    assert seen == set(sizes) - ({"batch"} if way == 3 else set())
+        assert not {*sizes, "d", "floats", "ints"} & set(one.kwargs)
+    assert seen == set(sizes) - ({"batch"} if way == 4 else set())
     clustering = counted[way // 2].kwargs
     assert clustering["WEIGHTED"] and clustering["MASKED"] and not clustering["POOL_WEIGHTED"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.launches import Allocations, Spy, alone
+from tests.support.launches import Allocations, Spy, alone, named
 from tests.support.marks import DEVICE, FOR_GPU, KERNELS, sized
 from tests.support.resident import RESIDENT, RESULTS, Problem, assert_alike, assert_same, each_call, each_call_by_turns
 from tests.support.strategies import LAYOUTS, laid_out
@@ -26,7 +26,7 @@ def test_what_buffers_held_before_changes_nothing(call: tuple[str, ...], way: in
     assert seen.sizes
     assert_same(found, expected)
     # The poison was there: some of the scratch is never written.
-    assert launches[-1].args["p_floats"].isnan().any()
+    assert launches[-1].args["p_room.floats"].isnan().any()
     # Labels are in range whatever happened.
     assert found[2].min() >= -1 and found[2].max() < problem.k
     if "bad" not in call:
@@ -58,7 +58,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch, small: None) -> list[tuple[str, Ten
     from tpkernels.kernels.resident import launch as kernels
 
     watched: list[tuple[str, Tensor, int]] = []
-    names = {f"p_{name}" for name in (*RESULTS, "floats", "ints")}
+    names = {*(f"out.{name}" for name in RESULTS), *(f"p_room.{name}" for name in ("floats", "ints", "centered"))}
 
     class Guard:
         def __init__(self, kernel: Any) -> None:
@@ -66,19 +66,22 @@ def guarded(monkeypatch: pytest.MonkeyPatch, small: None) -> list[tuple[str, Ten
 
         def __getitem__(self, grid: Any) -> Any:
             def call(*args: Any, **kwargs: Any) -> None:
-                given = dict(zip(self.kernel.arg_names, args, strict=False))
                 # A buffer that stands in for another is the same one.
                 rooms: dict[int, tuple[Tensor, Tensor]] = {}
-                # p_total comes before p_loss and p_heights, for which it may stand in.
-                for name in sorted(names & set(given), reverse=True):
-                    old = given[name]
-                    if id(old) not in rooms:
+                # out.total comes before out.loss and out.heights, for which it may stand in.
+                for name, old in sorted(named(self.kernel, args).items(), reverse=True):
+                    if name in names and id(old) not in rooms:
                         room = torch.full((old.numel() + 4096,), 77, dtype=old.dtype, device=old.device)
                         room[: old.numel()] = old.flatten()
                         rooms[id(old)] = old, room
                         watched.append((name, room, old.numel()))
-                    given[name] = rooms[id(old)][1]
-                self.kernel[grid](*given.values(), **kwargs)
+
+                def instead(value: Any) -> Any:
+                    if isinstance(value, tuple):
+                        return type(value)(*map(instead, value))
+                    return rooms[id(value)][1] if id(value) in rooms else value
+
+                self.kernel[grid](*map(instead, args), **kwargs)
                 for old, room in rooms.values():
                     old.view(-1).copy_(room[: old.numel()])
 
@@ -98,7 +101,9 @@ def test_nothing_is_written_behind_a_buffer(
         problem = Problem(3, n, d, k, *call)
         found = problem.run()
         assert found[2].max() < k
-    assert {"p_tokens", "p_assignment", "p_source", "p_n_iter", "p_total", "p_floats"} <= {name for name, *_ in guarded}
+    assert {f"out.{name}" for name in ("tokens", "assignment", "source", "n_iter", "total")} <= {
+        name for name, *_ in guarded
+    }
     for name, room, size in guarded:
         assert room[size:].eq(77).all(), name
 

@@ -208,7 +208,9 @@ def _merge_pair_costs(pairs, s, z, tile):
             o_e = tl.load(s.partner + o_c, mask=m_q, other=0)
             b_c = (tl.load(s.mass + o_c) + tl.load(s.joined + o_c))[None, :]
             m_at = (o_r[:, None] < o_q[None, :]) & m_q[None, :]
-            b_sum = tl.load(p_a + o_c[None, :], mask=m_at, other=0.0) + tl.load(p_a + o_e[None, :], mask=m_at, other=0.0)
+            b_sum = tl.load(p_a + o_c[None, :], mask=m_at, other=0.0) + tl.load(
+                p_a + o_e[None, :], mask=m_at, other=0.0
+            )
             b_cost = tl.maximum((b_sum - b_a * tl.load(s.gap + o_c)[None, :]) * _over(b_a + b_c), 0.0)
             tl.debug_barrier()
             tl.store(p_a + o_c[None, :], b_cost, mask=m_at)

@@ -29,17 +29,13 @@ def precision() -> str:
     return "ieee" if torch.version.hip is not None else "tf32x3"
 
 
-def config_of(x: Tensor, k: int, method: str, ward: bool = False) -> ResidentConfig:
-    """The tuned configuration for x [B, N, D] and K clusters where there is one, else the heuristic.
-
-    Args:
-        ward: whether Ward's rounds run, as the method or as the start.
-    """
+def config_of(x: Tensor, k: int, method: str) -> ResidentConfig:
+    """The tuned configuration for x [B, N, D] and K clusters where there is one, else the heuristic."""
     n = x.shape[1]
     found = tuning.lookup(tuning.resident_key(n, k, x.shape[2], x.dtype, method), x.device)
     if found is not None:
         return ResidentConfig(**found)
-    return resident_config(n, k, x.dtype, limits_of(x.device), ward=ward, interpreted=not x.is_cuda)
+    return resident_config(n, k, x.dtype, limits_of(x.device), interpreted=not x.is_cuda)
 
 
 def programs(batch: int, scratch: int, matrices: int, config: ResidentConfig, limits: Limits) -> int:
@@ -80,8 +76,7 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
         return results
     # A gathered token is not weighed.
     pool_weight = None if spec.gathers else pool_weight
-    ward = spec.runs_ward
-    limits, config = limits_of(x.device), config_of(x, k, method, ward)
+    limits, config = limits_of(x.device), config_of(x, k, method)
     width, slots = power_of_two(n, 16), power_of_two(k, 16)
     codes_of = {
         "method": codes.METHODS[method], "init": codes.INITS[init if method != "ward" else "topk"],
@@ -112,7 +107,7 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
     )))  # fmt: skip
     tile = Tile(*map(tl.constexpr, (
         width, slots, config.tile, config.block_d, min(config.rows, slots), min(width, LINE * limits.warp), config.segment,
-        min(config.pooled, power_of_two(d, 16)),
+        config.pooled,
     )))  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if x.is_cuda and config.registers:

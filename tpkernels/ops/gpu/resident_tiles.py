@@ -20,7 +20,7 @@ REGISTER_UNIT, MOST_REGISTERS = 8, 255
 
 class ResidentConfig(NamedTuple):
     """tile, block_d: rows and channels of a tile of the Gram matrix; rows: rows of N x N held at a time;
-    segment, pooled: sorted tokens and channels averaged at a time; num_warps, num_stages: Triton's; per_processor:
+    segment, pooled: clusters and channels averaged at a time; num_warps, num_stages: Triton's; per_processor:
     programs on one; registers: of a thread at most, 0 where the compiler chooses."""
 
     tile: int
@@ -53,18 +53,16 @@ def thread_registers(num_warps: int, per_processor: int, limits: Limits) -> int:
     return min(MOST_REGISTERS, share // REGISTER_UNIT * REGISTER_UNIT)
 
 
-def resident_config(
-    n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool = False, interpreted: bool = False
-) -> ResidentConfig:
-    """The configuration for N tokens and K clusters; ward: whether Ward's rounds run, as the method or the start."""
+def resident_config(n: int, k: int, dtype: torch.dtype, limits: Limits, *, interpreted: bool = False) -> ResidentConfig:
+    """The configuration for N tokens and K clusters."""
     width = power_of_two(n, 16)
     if interpreted:
         # The interpreter pays for every operation, not for what it holds.
         return ResidentConfig(min(64, width), 64, max(2, min(width, 16384 // width)), 16, 64, 4, 1, 2, 0)
-    return candidates(n, k, dtype, limits, ward=ward)[0]
+    return candidates(n, k, dtype, limits)[0]
 
 
-def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool = False) -> list[ResidentConfig]:
+def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[ResidentConfig]:
     """Configurations that fit the device, the heuristic choice first: what autotuning measures."""
     width = power_of_two(n, 16)
     element = torch.empty(0, dtype=dtype).element_size()
@@ -75,7 +73,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits, *, ward: bool
         # Small samples leave most lanes of many warps idle.
         shapes = [(4, 8, 32, 2), (2, 8, 32, 4), (4, 16, 64, 2)]
     else:
-        shapes = [(4, 8, 64, 2), (4, 16, 64, 2), (8, 8, 64, 1), (8, 16, 64, 1), (4, 8, 32, 2), (8, 16, 128, 1)]
+        shapes = [(4, 8, 64, 2), (4, 16, 64, 2), (8, 8, 64, 1), (8, 16, 64, 1), (4, 8, 32, 2), (16, 16, 64, 1)]
     found = []
     for warps, rows, tile, per_processor in shapes:
         config = ResidentConfig(
