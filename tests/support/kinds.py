@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = (
-    "METHOD", "INIT", "OUTPUT", "WEIGHTED", "POOL_WEIGHTED", "MASKED", "FACTORS", "SIZED", "RECEIVED", "MEDOIDS",
+    "METHOD", "INIT", "OUTPUT", "WEIGHTED", "POOL_WEIGHTED", "MASKED", "HALVES", "SIZED", "RECEIVED", "MEDOIDS",
     "GRAD_WEIGHT", "CENTERED", "GATED",
 )  # fmt: skip
 
 
-def variant(kernel: Any, kwargs: dict[str, Any]) -> str:
-    """A kernel's name and flags."""
+def variant(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """A kernel's name and flags, those in tuples too."""
+    for part in args:
+        if isinstance(part, tuple) and hasattr(part, "_asdict"):
+            kwargs = kwargs | part._asdict()
     flags = {name: str(getattr(kwargs[name], "value", kwargs[name])) for name in FLAGS if name in kwargs}
     name = getattr(kernel, "__name__", None) or kernel.fn.__name__
     return json.dumps([name, dict(sorted(flags.items()))])
@@ -38,7 +41,7 @@ def launched(folder: Path) -> set[str]:
     before = InterpretedFunction.run
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found.add(variant(self, kwargs))
+        found.add(variant(self, args, kwargs))
         return before(self, *args, **kwargs)
 
     InterpretedFunction.run = run
@@ -55,7 +58,7 @@ def compiled() -> set[str]:
     from tools.compile_gate.launches import launches
     from tools.compile_gate.targets import TARGETS
 
-    return {variant(launch.kernel, launch.kwargs) for launch in launches(TARGETS["sm_90"], calls())}
+    return {variant(launch.kernel, launch.args, launch.kwargs) for launch in launches(TARGETS["sm_90"], calls())}
 
 
 if __name__ == "__main__":

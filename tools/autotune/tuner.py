@@ -64,7 +64,6 @@ def key_of(case: Case) -> str:
 def configs_of(case: Case, device: torch.device) -> list[ResidentConfig]:
     """The configurations to try on the device, the heuristic one first."""
     given = case.n, case.k, getattr(torch, case.dtype), limits_of(device)
-    ward = "ward" in (case.method, case.init)
     heuristic = resident_config(*given, interpreted=device.type == "cpu")
     return [heuristic, *(config for config in candidates(*given) if config != heuristic)]
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ..tokens import load_tokens
+from .order import ascending
 
 
 @triton.jit
@@ -18,7 +19,7 @@ def sort_members(s, z, tile):
     o_k = tl.arange(0, tile.KP)
     b_label = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
     # Tokens without a label sort last.
-    b_key = tl.sort(tl.where(b_label >= 0, b_label, z.k) * NP + o_n)
+    b_key = ascending(tl.where(b_label >= 0, b_label, z.k) * NP + o_n, NP)
     b_slot = b_key // NP
     tl.store(s.order + o_n, b_key & (NP - 1))
     tl.store(s.other + o_n, b_slot)
@@ -62,7 +63,7 @@ def sort_slots(m_wanted, s, tile):
     KP: tl.constexpr = tile.KP
     o_k = tl.arange(0, KP)
     b_count = tl.where(m_wanted, tl.load(s.end + o_k) - tl.load(s.begin + o_k), 0)
-    tl.store(s.by_size + o_k, tl.sort(o_k - b_count * KP) & (KP - 1))
+    tl.store(s.by_size + o_k, ascending(o_k - b_count * KP, KP) & (KP - 1))
     tl.debug_barrier()
     return tl.sum((b_count > 0).to(tl.int32), 0)
 

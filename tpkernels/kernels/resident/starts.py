@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .codes import INIT_FARTHEST, INIT_STRIDED, INIT_TOPK
+from .order import ascending
 
 
 @triton.jit
@@ -19,7 +20,7 @@ def _highest(b_score, b_valid, slots, NP: tl.constexpr):
     b_rank = tl.where(b_bits < 0, b_bits ^ 0x7FFFFFFF, b_bits)
     b_rank = tl.where(b_valid, b_rank, -0x7FFFFFFF)
     b_key = (b_rank.to(tl.int64) << 32) - o_n
-    least = tl.sum(tl.where(o_n + slots == NP, tl.sort(b_key), 0), 0)
+    least = tl.sum(tl.where(o_n + slots == NP, ascending(b_key, NP), 0), 0)
     return b_valid & (b_key >= least)
 
 

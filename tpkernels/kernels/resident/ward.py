@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from ..tokens import valid_tokens
+from .order import ascending
 from .scratch import has_second_matrix
 
 # Bits of +inf; more than any cost's bits or any token.
@@ -229,7 +230,7 @@ def _wanted_height(wanted, s, z, tile):
     """The wanted-th lowest height of the merges made so far."""
     o_n = tl.arange(0, tile.NP)
     b_height = tl.load(s.height + o_n).to(tl.int32, bitcast=True)
-    return _at(tl.sort(b_height), wanted - 1, o_n).to(tl.float32, bitcast=True)
+    return _at(ascending(b_height, tile.NP), wanted - 1, o_n).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -249,7 +250,7 @@ def _cut(p_heights, p_mask, stride_mask, count, scale, s, z, kind, tile):
     # What is no token ranks above all.
     b_bits = tl.where(b_valid, b_height.to(tl.int32, bitcast=True), BIG)
     b_key = (b_bits.to(tl.int64) << 32) + b_turn
-    b_sorted = tl.sort(b_key)
+    b_sorted = ascending(b_key, NP)
     made = count - z.k
     b_made = (b_sorted >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     tl.store(p_heights + o_n, tl.where(o_n < made, b_made * scale, float("inf")), mask=o_n < z.n - 1)
