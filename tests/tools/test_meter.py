@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 KERNELS = ROOT / "tpkernels" / "kernels"
 # Lines count: the numbers below are those of this text.
 SOURCE = """
+@jit
 def inner(x, FLAG: tl.constexpr):
     if FLAG:
         y = x + 1
@@ -40,6 +41,7 @@ def inner(x, FLAG: tl.constexpr):
     return y
 
 
+@jit
 def outer(n):
     total = 0
     for i in range(n):
@@ -52,7 +54,24 @@ def outer(n):
     while total > 0:
         total -= 4
     return total
+
+
+@jit
+def unrolled(n):
+    total = 0
+    for i in range(n):
+        for j in static_range(4):
+            total += inner(j, True)
+            for k in static_range(2):
+                total -= k
+    return total
+
+
+def on_the_host(n):
+    return n
 """
+# What the text takes from Triton.
+TRITON = {"jit": lambda function: function, "static_range": range}
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +159,11 @@ def test_parts_add_up(costs: dict[tuple[str, str, int], dict[str, Any]]) -> None
 def test_statements_are_counted_by_call_path(tmp_path: Path) -> None:
     path = tmp_path / "small.py"
     path.write_text(SOURCE)
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = dict(TRITON)
     exec(compile(SOURCE, str(path), "exec"), made)
     lines = {text.strip(): number for number, text in enumerate(SOURCE.splitlines(), 1)}
     calls = lines["total += inner("]
-    loop, last = lines["for i in range(n):"], lines["while total > 0:"]
+    loop, last = SOURCE.splitlines().index("    for i in range(n):") + 1, lines["while total > 0:"]
 
     # 1 + 2 + 3 = 6 are two turns of the second loop.
     found = trips(lambda: [made["outer"](3), made["outer"](3)], tmp_path, 2)
@@ -167,16 +186,31 @@ def test_statements_are_counted_by_call_path(tmp_path: Path) -> None:
     assert files.chain("standard.py:293:36 @[ small.py:3:4 ]") == (("small.py", 3),)
 
 
+def test_copies_of_a_loop_that_the_compiler_unrolls_run_once(tmp_path: Path) -> None:
+    path = tmp_path / "small.py"
+    path.write_text(SOURCE)
+    made: dict[str, Any] = dict(TRITON)
+    exec(compile(SOURCE, str(path), "exec"), made)
+    lines = {text.strip(): number for number, text in enumerate(SOURCE.splitlines(), 1)}
+    called = lines["total += inner(j, True)"]
+    found = trips(lambda: [made["unrolled"](3), made["on_the_host"](1)], tmp_path, 1)
+    assert found.calls == {"unrolled": 1}
+    assert found.counts[(("small.py", called),)] == 3 == found.counts[(("small.py", lines["total -= k"]),)]
+    assert found.counts[("small.py", lines["y = x + 1"]), ("small.py", called)] == 3
+    # They are no loops of the code.
+    assert len(found.entries) == 1 and (("small.py", lines["for j in static_range(4):"]),) not in found.counts
+
+
 def test_a_loop_in_a_loop_and_a_branch_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "small.py"
-    text = "def kernel(n):\n    for i in range(n):\n        a = i\n        for j in range(2 * n):\n            b = j\n"
-    path.write_text(text + "        if i > 1:\n            c = i\n")
-    made: dict[str, Any] = {}
+    text = "@jit\ndef kernel(n):\n    for i in range(n):\n        a = i\n        for j in range(2 * n):\n"
+    path.write_text(text + "            b = j\n" + "        if i > 1:\n            c = i\n")
+    made: dict[str, Any] = dict(TRITON)
     exec(compile(path.read_text(), str(path), "exec"), made)
     found = trips(lambda: made["kernel"](3), tmp_path, 1)
 
     def at(line: int, name: str = "IADD3", to: str | None = None, falls: bool = True) -> Instruction:
-        return Instruction(name, name, (("small.py", line),), line, to, falls)
+        return Instruction(name, name, (("small.py", line + 1),), line, to, falls)
 
     rows = [
         *(at(1), at(2)),  # before
@@ -226,7 +260,7 @@ def test_jumps_of_sass_and_of_amd(tmp_path: Path) -> None:
     assert code.labels == {".L_x_1": 0, ".L_x_2": 5} and all(row.chain == two for row in code.instructions)
     assert [row.to for row in code.instructions] == [".L_x_1", ".L_x_1", None, ".L_x_2", ".L_x_2", None, None]
     assert [row.falls for row in code.instructions] == [True, True, True, True, False, True, False]
-    (tmp_path / "kernel.py").write_text("def kernel(n):\n    return n\n")
+    (tmp_path / "kernel.py").write_text("@jit\ndef kernel(n):\n    return n\n")
     text = """
 .LBB0_1:
 \t.loc\t1 2 5 ; kernel.py:2:5

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """first: its line; kind: "for", "while", "if", "barrier", "plain" or "static", a loop that is unrolled; fixed: an `if` decided at compile time; test:
+    """first: its line; kind: "for", "while", "if", "barrier", "plain", or "static" for a loop that the compiler
+    unrolls; fixed: an `if` decided at compile time; test:
     an `if`'s condition; function: that it stands in; around: first lines of the compound statements that it stands in,
     the innermost first."""
 

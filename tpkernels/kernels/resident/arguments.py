@@ -3,7 +3,7 @@
 Sizes that change from call to call are parameters of their own: Triton specializes what lies in a tuple.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton.language as tl
 
@@ -103,3 +103,8 @@ class Shape(NamedTuple):
     floats: tl.tensor
     ints: tl.tensor
     centered: tl.tensor
+
+
+def constants(tuple_type: Any, *values: Any) -> Any:
+    """A tuple of compile-time constants."""
+    return tuple_type(*map(tl.constexpr, values))

@@ -7,8 +7,8 @@ clusters on that matrix in scratch of its own, and reads the tokens again to poo
                    merge_heights [B, N - 1], total [B, K]
 
 There is scratch for each program, not for each sample. Few large samples take four launches of the same parts, so that
-several programs share a sample: blocks of centered tokens, tiles of the Gram matrix, the clustering, and channels of the
-pooled tokens. Both ways compute the same numbers in the same order.
+several programs share a sample: blocks of centered tokens, tiles of the Gram matrix, the clustering, and channels of
+the pooled tokens. Both ways compute the same numbers in the same order.
 """
 
 import triton
@@ -39,14 +39,15 @@ def _scratch(p_room, program, shape, z, kind, tile):
 @triton.jit(do_not_specialize=["batch", "n", "k", "max_iter"])
 def resident_kernel(tensors, out, p_room, shape, strides, batch, n, k, max_iter, kind, tile):
     """All steps of whole samples."""
-    program = tl.program_id(0).to(tl.int64)
-    z = _sizes(n, k, shape, tile)
-    s = _scratch(p_room, program, shape, z, kind, tile)
-    rows = tl.cdiv(n, tile.T) * tile.T
     # disable_licm: values hoisted out of the loop over samples would take more registers than there are.
     for sample in tl.range(tl.program_id(0), batch, tl.num_programs(0), disable_licm=True):
+        # That is the program's number, as a value that changes with the sample: nothing made of it can be hoisted.
+        program = (sample % tl.num_programs(0)).to(tl.int64)
         # The sum with an int64 widens the index: offsets of samples pass 2^31.
         b = program * 0 + sample
+        z = _sizes(n, k, shape, tile)
+        s = _scratch(p_room, program, shape, z, kind, tile)
+        rows = tl.cdiv(n, tile.T) * tile.T
         # The previous sample's reads of the scratch end before this one's writes begin.
         tl.debug_barrier()
         p_x = tensors.x + b * strides.b

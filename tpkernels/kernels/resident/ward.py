@@ -10,9 +10,9 @@ which is Lance and Williams' (1967) step for rows and for columns in one; of a q
 out. A cluster lies in the row and column of its lowest token. The entry of two clusters is computed once and stored
 twice, so that the matrix is symmetric to the last bit, and only the rows of merged clusters are computed.
 
-A row's nearest neighbor, ties by the lower i XOR j, is looked for again where it merged. Others keep theirs: by reducibility no
-new cluster is nearer. Where it is as near, or nearer by a rounding, a round may have no mutual pair: then all rows are
-scanned, after which the cheapest pair is mutual.
+A row's nearest neighbor, ties by the lower i XOR j, is looked for again where it merged. Others keep theirs: by
+reducibility no new cluster is nearer. Where one is as near, or nearer by a rounding, a round may have no mutual pair:
+then all rows are scanned, after which the cheapest pair is mutual.
 """
 
 import triton

@@ -57,10 +57,8 @@ def splits(batch: int, n: int, scratch: int, limits: Limits) -> bool:
 
 def cluster(tensors: Tensors, spec: Spec) -> Results:
     """`kernels.resident.launch`: the results of `ops.cluster`, for k <= N."""
-    import triton.language as tl
-
     from ...kernels.resident import codes
-    from ...kernels.resident.arguments import Kind, Outputs, Room, Shape, Strides, Tile
+    from ...kernels.resident.arguments import Kind, Outputs, Room, Shape, Strides, Tile, constants
     from ...kernels.resident.arguments import Tensors as Inputs
     from ...kernels.resident.launch import resident_kernel
     from ...kernels.resident.scratch import needs
@@ -101,14 +99,14 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
     # A kernel writes what it was asked for and nothing else, but takes a pointer for all.
     outs = Outputs(out, assignment, source, found, _any(loss, total), n_iter, _any(heights, total), total)
     shape = Shape(d, need.floats, need.ints, need.centered)
-    kind = Kind(*map(tl.constexpr, (
-        *codes_of.values(), weight is not None, pool_weight is not None, mask is not None, halves, precision(),
+    kind = constants(
+        Kind, *codes_of.values(), weight is not None, pool_weight is not None, mask is not None, halves, precision(),
         interpreting(),
-    )))  # fmt: skip
-    tile = Tile(*map(tl.constexpr, (
-        width, slots, config.tile, config.block_d, min(config.rows, slots), min(width, LINE * limits.warp), config.segment,
-        config.pooled,
-    )))  # fmt: skip
+    )  # fmt: skip
+    tile = constants(
+        Tile, width, slots, config.tile, config.block_d, min(config.rows, slots), min(width, LINE * limits.warp),
+        config.segment, config.pooled,
+    )  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if x.is_cuda and config.registers:
         # Without a limit ptxas spills registers to fit one more program per multiprocessor.

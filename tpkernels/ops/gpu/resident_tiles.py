@@ -73,7 +73,10 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
         # Small samples leave most lanes of many warps idle.
         shapes = [(4, 8, 32, 2), (2, 8, 32, 4), (4, 16, 64, 2)]
     else:
-        shapes = [(4, 8, 64, 2), (4, 16, 64, 2), (8, 8, 64, 1), (8, 16, 64, 1), (4, 8, 32, 2), (16, 16, 64, 1)]
+        # Tensor cores that read their factors from registers leave none for a tile of 64.
+        first, other = (64, 32) if large and element == 2 else (32, 64)
+        shapes = [(4, 8, first, 2), (4, 16, first, 2), (8, 8, first, 1), (8, 16, first, 1), (4, 8, other, 2)]
+        shapes += [(16, 16, first, 1)]
     found = []
     for warps, rows, tile, per_processor in shapes:
         config = ResidentConfig(
