@@ -1,4 +1,4 @@
-"""Which float32 operations of Ward's kernels the compiler may contract, by source line: a JSON line for each launch.
+"""The float32 operations of Ward's kernels by source line: a JSON line for each launch.
 
 Run by tests/kernels/test_contraction.py in a process that interprets nothing:
 
@@ -20,11 +20,11 @@ from tools.compile_gate.launches import launches, source
 from tools.compile_gate.targets import TARGETS
 
 FILE = "/tpkernels/kernels/resident/ward.py"
-ARITHMETIC = re.compile(r"\s*(?:@%?!?\w+\s+)?((?:add|sub|mul|fma)(?:\.\w+)*\.f32(?:x2)?)\s")
+ARITHMETIC = re.compile(r"\s*(?:@%?!?\w+\s+)?((?:add|sub|mul|fma)(?:\.\w+)*\.f32(?:x2)?\s.*);")
 
 
 def operations(ptx: str, file: str) -> dict[int, list[str]]:
-    """Float32 additions, products and fused ones by lines of the source file whose path ends so."""
+    """Float32 additions, products and fused ones, with their operands, by lines of the file whose path ends so."""
     names = dict(re.findall(r'\.file\s+(\d+)\s+"([^"]+)"', ptx))
     found: dict[int, list[str]] = defaultdict(list)
     here = None
@@ -37,17 +37,15 @@ def operations(ptx: str, file: str) -> dict[int, list[str]]:
 
 
 def main(names: list[str]) -> None:
-    """Every launch of Ward that the gate makes with one sample a program, as shipped and with contraction allowed."""
-    chosen = [call for call in calls() if call.options.get("method") == "ward" and call.smoke and not call.odd]
+    """Every launch of Ward that the gate makes with one sample a program."""
+    chosen = [call for call in calls() if call.options.get("method") == "ward" and call.shape[1] == 196]
     for name in names:
         target = TARGETS[name]
         for launch in launches(target, chosen):
-            for fused in (None, True):
-                kwargs = launch.kwargs if fused is None else {**launch.kwargs, "enable_fp_fusion": fused}
-                made, options = source(launch._replace(kwargs=kwargs))
-                device = GPUTarget(target.backend, target.arch, target.limits.warp)
-                ptx = compile(made, target=device, options=options).asm["ptx"]
-                print(json.dumps({"target": name, "fused": fused, "operations": operations(ptx, FILE)}))
+            made, options = source(launch)
+            device = GPUTarget(target.backend, target.arch, target.limits.warp)
+            ptx = compile(made, target=device, options=options).asm["ptx"]
+            print(json.dumps({"target": name, "case": launch.case, "operations": operations(ptx, FILE)}))
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ OPERATIONS = (
     Mutant(
         "gpu-scratch",
         "buffer size",
-        f"{OPS}/gpu/resident.py",
-        '    floats += k * line if method == "kmeans" else 0\n',
+        "tpkernels/kernels/resident/scratch.py",
+        "    floats += k * lines(n) if method == METHOD_KMEANS.value else 0\n",
         "",
         "K-Means' products lie in the next program's scratch",
         (f"{BUFFERS}::test_nothing_is_written_behind_a_buffer", RESIDENT),
@@ -146,15 +146,6 @@ OPERATIONS = (
         "n, h, parts, *call.steps[:2]",
         "the mask of summed parts has the strides of the sizes",
         ("tests/kernels/attention/test_softmax.py::test_padding_may_come_first",),
-    ),
-    Mutant(
-        "gpu-contraction",
-        "compiler option",
-        f"{OPS}/gpu/resident.py",
-        'options["enable_fp_fusion"] = False',
-        'options["enable_fp_fusion"] = True',
-        "a distance and its mirror image are rounded apart",
-        ("tests/kernels/test_contraction.py",),
     ),
     Mutant(
         "gpu-registers",

@@ -185,7 +185,10 @@ def _merge_costs(pairs, s, z, tile):
     if pairs > 1:
         _merge_pair_costs(pairs, s, z, tile)
     o_n = tl.arange(0, tile.NP)
-    tl.store(s.mass + o_n, tl.load(s.mass + o_n) + tl.load(s.joined + o_n))
+    b_mass = tl.load(s.mass + o_n) + tl.load(s.joined + o_n)
+    # Every lane has loaded the old masses before any lane overwrites them.
+    tl.debug_barrier()
+    tl.store(s.mass + o_n, b_mass)
     tl.debug_barrier()
 
 

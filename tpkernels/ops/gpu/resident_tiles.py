@@ -71,7 +71,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
     # Warps, rows of the matrix at a time, tile, programs on a processor.
     if width < 128:
         # Small samples leave most lanes of many warps idle.
-        shapes = [(4, 8, 32, 2), (2, 8, 32, 4), (4, 16, 64, 2)]
+        shapes = [(4, 8, 32, 2), (2, 8, 32, 4), (4, 8, 64, 2)]
     else:
         # Tensor cores that read their factors from registers leave none for a tile of 64.
         first, other = (64, 32) if large and element == 2 else (32, 64)
