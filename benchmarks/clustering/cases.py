@@ -117,7 +117,7 @@ def sweep(device: str) -> list[Case]:
 
 
 def large(device: str) -> list[Case]:
-    """Samples that take three launches or more: images of 24 x 24 tokens, and one long sample."""
+    """Samples that take several launches: images of 24 x 24 tokens, and one long sample."""
     if device == "cpu":
         return [*_three(2, 576, 64, 288), *(_large(method, 1, 4096, 128, 1000) for method in ("kmedoids", "kmeans"))]
     found = _three(64, 576, 1024, 288)

@@ -53,7 +53,7 @@ def _case(case: Case, journal: Journal) -> None:
     if not all(_same(found, other) for other in again):
         red.append("other bits the next time")
     alone = kernels.clusters(_sample(inputs, 1))
-    # Few large samples take three launches, the same number alone: then too the sample is the same.
+    # Few large samples take four launches, the same number alone: then too the sample is the same.
     if not torch.equal(alone.assignment[0], found.assignment[1]):
         red.append("other labels alone than in a batch")
     journal.tell(

@@ -86,8 +86,14 @@ def cost(name: str, target_name: str, made: list[Launch], found: Trips) -> Cost:
 
 
 def exact_share(found: Trips) -> float:
-    """The share of samples that take the second, exact matrix."""
-    return max((count for chain, count in found.counts.items() if parts.conditioned(chain[0], FOLDER)), default=0.0)
+    """The share of tiles of the Gram matrix that take the low halves."""
+    shares = [0.0]
+    for chain, count in found.counts.items():
+        line = parts.condition(chain[0], FOLDER)
+        if line is not None:
+            taken = found.entries.get(chain, count)
+            shares.append(taken / found.counts[((chain[0][0], line), *chain[1:])])
+    return max(shares)
 
 
 def measured(launch: Launch, target: Target, target_name: str, found: Trips, folder: Path = FOLDER) -> Launched:

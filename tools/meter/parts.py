@@ -60,11 +60,11 @@ def part(chain: Chain, files: Files) -> str:
     return OTHER
 
 
-def conditioned(place: tuple[str, int], folder: Path) -> bool:
-    """Whether a statement stands directly below a condition of `CONDITIONS`."""
+def condition(place: tuple[str, int], folder: Path) -> int | None:
+    """The line of the condition of `CONDITIONS` that a statement stands directly below, None for none."""
     for path in folder.rglob(place[0]):
         lines = statements(path)
         if place[1] in lines:
             around = lines[place[1]].around
-            return bool(around) and lines[around[0]].test in CONDITIONS
-    return False
+            return around[0] if around and lines[around[0]].test in CONDITIONS else None
+    return None

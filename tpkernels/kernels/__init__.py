@@ -19,6 +19,8 @@ One word for one thing:
     cost         a token's squared distance to its center; in Ward, what merging two clusters adds to the loss
     score        a squared distance to a center less a term that is the same for all centers
     place        a position in a sorted order, of tokens or of clusters
+    row          of a matrix; Ward's clusters have that of their lowest token
+    gap          what merging a pair of Ward's clusters costs
     chunk        a fixed number of places of the sorted order, whatever cluster they belong to
     Gram matrix  G = X X^T of a sample, tokens less a pivot a channel; rows are padded to ld, a multiple of 16
     scratch      device memory of one program (`resident/scratch.py`)
@@ -28,13 +30,15 @@ One word for one thing:
 
 Programs exchange values between lanes through scratch: every such exchange crosses `tl.debug_barrier()`.
 
-Prefixes: `p_` a pointer, `o_` offsets or indices, `m_` a mask, `b_` a block of values, `stride_` a stride.
-Names without a prefix are scalars. Capitals are compile-time constants:
+Prefixes: `p_` a pointer (those in tuples go without), `o_` offsets or indices, `m_` a mask, `b_` a block of values,
+`stride_` a stride. Names without a prefix are scalars or tuples (`resident/arguments.py`). Capitals are compile-time
+constants:
 
     NP, KP       N and K rounded up to a power of two, 16 at least
     T, BD        tokens and channels of a tile
-    R            rows of a matrix, or members of a cluster, at a time
-    S            sorted tokens at a time (resident); clusters of a program (streaming)
+    R            rows of a matrix at a time (resident); members of a cluster at a time (streaming)
+    C            columns of a matrix at a time
+    S            slots at a time (resident); clusters of a program (streaming)
     P            channels of pooled tokens at a time
     L            places of a chunk
     BM, BN, BK   queries; keys, or tokens to be assigned; centers

@@ -1,1 +1,1 @@
-"""Ward, K-Means and K-Medoids of samples whose Gram matrix a program holds in scratch, in one launch or three."""
+"""Ward, K-Means and K-Medoids of samples whose Gram matrix a program holds in scratch, in one launch or four."""
