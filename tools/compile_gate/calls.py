@@ -49,6 +49,7 @@ def resident_calls() -> list[Call]:
     fp16, fp32 = "float16", "float32"
     return [
         Call("resident", vit, options=_options("ward", "ward", "mean", "weighted", "pool_weighted")),
+        Call("resident", vit, options=_options("ward", "ward", "mean")),
         Call("resident", vit, fp16, _options("ward", "ward", "medoid", "masked"), smoke=True),
         Call("resident", vit, fp32, _options("ward", "ward", "center")),
         Call("resident", vit, options=_options("kmedoids", "topk", "center", "weighted")),

@@ -68,6 +68,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
     element = torch.empty(0, dtype=dtype).element_size()
     large = limits.shared_bytes >= LARGE_SHARED
     channels = (64 if large else 32) * 2 // element
+    stages = 3 if large and element == 2 else 2
     # Warps, rows of the matrix at a time, tile, programs on a processor.
     if width < 128:
         # Small samples leave most lanes of many warps idle.
@@ -80,7 +81,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
     found = []
     for warps, rows, tile, per_processor in shapes:
         config = ResidentConfig(
-            min(tile, width), channels, min(rows, width), 16, 128, warps, 2, per_processor,
+            min(tile, width), channels, min(rows, width), 16, 128, warps, stages, per_processor,
             thread_registers(warps, per_processor, limits),
         )  # fmt: skip
         if config.shared_bytes(element) * per_processor <= limits.shared_bytes and config not in found:
