@@ -76,8 +76,8 @@ def member_means(
     """Writes channels first_d..last_d of the means of p_rows [N, D] over the members of the slots by_size[..slots], at
     the slots' places, after `sort_members`, `slot_totals` and `sort_slots`.
 
-    NaN or infinity in a row
-    reach the mean of their own slot alone; FINITE: there are none, and rows may be read to the end of a block.
+    NaN or infinity in a row reach the mean of their own slot alone; FINITE: there are none, and rows may be read to the
+    end of a block.
     """
     S: tl.constexpr = tile.S
     for t in range(0, slots, S):
@@ -89,12 +89,12 @@ def member_means(
         b_place = tl.load(p_place + b_slot)
         # A single member is its own mean to the last bit, whatever a quotient rounds.
         b_equal = (b_total < 0) | (b_count == 1)
-        b_scale = tl.where(b_total < 0, -b_total, b_total)
-        b_scale = tl.where(b_count == 1, 1.0, 1.0 / b_scale)
+        b_scale = tl.where(b_count == 1, 1.0, tl.abs(b_total))
+        b_share = 1.0 / b_scale
         most = tl.max(b_count, 0)
         for c in range(first_d, last_d, P):
             o_d = c + tl.arange(0, P)
-            b_sum = tl.zeros((S, P), tl.float32)
+            b_mean = tl.zeros((S, P), tl.float32)
             # No pipelining: a load of scratch that is issued ahead could pass a barrier.
             for step in tl.range(0, most, num_stages=1):
                 m_in = step < b_count
@@ -104,13 +104,10 @@ def member_means(
                 else:
                     b_x = load_tokens(p_rows, b_token, o_d, m_in, last_d, stride_n, stride_d)
                 if WEIGHTED:
-                    b_weight = tl.where(b_equal, 1.0, tl.load(p_weight + b_token, mask=m_in, other=0.0))
-                    b_sum += tl.where(m_in, b_weight, 0.0)[:, None] * b_x
-                elif FINITE:
-                    b_sum += tl.where(m_in[:, None], b_x, 0.0)
-                else:
-                    b_sum += b_x
-            b_mean = b_sum * b_scale[:, None]
+                    b_weight = tl.load(p_weight + b_token, mask=m_in, other=0.0)
+                    b_share = tl.where(b_equal, 1.0, b_weight) / b_scale
+                # Shares are added, since the sum of tokens may overflow where their mean does not.
+                b_mean += tl.where(m_in, b_share, 0.0)[:, None] * b_x
             o_out = b_place.to(tl.int64)[:, None] * stride_out + o_d[None, :]
             m_out = (b_count > 0)[:, None] & (o_d < last_d)[None, :]
             tl.store(p_out + o_out, b_mean.to(p_out.dtype.element_ty), mask=m_out)
