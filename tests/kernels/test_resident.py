@@ -231,6 +231,20 @@ def test_wards_costs_are_symmetric_to_the_last_bit(weighted: bool, scratch: Scra
             assert float(distances.max()) > 0
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("scale", [2.0**-50, 2.0**58])
+def test_costs_overflow_no_sooner_than_norms(weighted: bool, scale: float) -> None:
+    """A cost times the mass of many tokens is beyond float32 where the squares of these tokens are just within it."""
+    n = sized(60, gpu=49)
+    x, _, weight, _ = make(3, 1, n, 4, 1, weighted=weighted)
+    # Three groups far from each other, of which the last two to merge are as far from the third.
+    corners = torch.tensor([[1.0, 1, 1, 1], [-1, -1, 1, 1], [1, -1, -1, 1]])
+    x = corners[torch.arange(n) % 3] + 0.01 * x
+    found, expected = run(x * scale, 1, "ward", weight)[6], run(x, 1, "ward", weight)[6]
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found.double() / scale**2, expected.double(), rtol=1e-4, atol=0)
+
+
 # Half types
 
 

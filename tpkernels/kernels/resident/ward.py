@@ -83,7 +83,7 @@ def _first_costs(s, z, kind, tile):
                     b_mass = tl.load(s.mass + o_c)[None, :]
                     b_cost *= b_mass_r[:, None] * b_mass * _over(b_mass_r[:, None] + b_mass)
                 else:
-                    b_cost *= 0.5
+                    b_cost *= 0.5 / tile.NP
                 tl.debug_barrier()
                 # Whole padded rows store as vectors.
                 tl.store(s.cost_matrix + o_at, b_cost, mask=m_r[:, None] & (o_c < z.ld)[None, :])
@@ -289,7 +289,8 @@ def ward_labels(p_heights, p_mask, stride_mask, count, weighs, scale, s, z, kind
     o_n = tl.arange(0, tile.NP)
     b_valid = valid_tokens(p_mask, o_n, z.n, stride_mask, kind.MASKED)
     b_mass = tl.load(s.weight + o_n, mask=b_valid, other=0.0)
-    b_mass = tl.where(weighs, tl.maximum(b_mass, 1e-6), 1.0)
+    # Masses add up to 1 at most, and costs times masses overflow no sooner than norms do.
+    b_mass = tl.where(weighs, tl.maximum(b_mass, 1e-6), 1.0) * (1.0 / tile.NP)
     tl.store(s.mass + o_n, b_mass)
     tl.store(s.gone + o_n, tl.where(b_valid, 0, INF))
     tl.store(s.below + o_n, tl.zeros((tile.NP,), tl.float32))
@@ -314,5 +315,5 @@ def ward_labels(p_heights, p_mask, stride_mask, count, weighs, scale, s, z, kind
         m_live = tl.load(s.gone + o_n) == 0
         least = tl.min(tl.load(s.least + o_n, mask=m_live, other=float("inf")), 0)
     tl.debug_barrier()
-    _cut(p_heights, p_mask, stride_mask, count, scale, s, z, kind, tile)
+    _cut(p_heights, p_mask, stride_mask, count, scale * tile.NP, s, z, kind, tile)
     return turn
