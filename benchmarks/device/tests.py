@@ -27,7 +27,7 @@ def tell(run: Run) -> None:
     """Runs the tests; the plugin writes their rows."""
     chosen = ["-m", "gpu", "tests"]
     if rehearsing():
-        chosen = ["-m", "interpreter", "-k", "three_launches_where", "tests/ops/gpu/test_resident.py"]
+        chosen = ["-m", "interpreter", "-k", "four_launches_where", "tests/ops/gpu/test_resident.py"]
     workers = ["-n", str(min(WORKERS, os.cpu_count() or 1))]
     plugin = ["-p", "benchmarks.device.tests", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", *plugin, *workers, *chosen]

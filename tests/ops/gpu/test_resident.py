@@ -58,7 +58,7 @@ def test_which_batches_take_four_launches() -> None:
     assert resident.splits(1, 257, megabyte, limits) and resident.splits(1, 1024, megabyte, limits)
     # Enough samples to give every processor work, or more scratch than there may be.
     assert resident.splits(264, 300, 1024, limits) and not resident.splits(265, 300, 1024, limits)
-    assert resident.splits(256, 300, megabyte, limits) and not resident.splits(257, 300, megabyte, limits)
+    assert resident.splits(192, 300, 2 * megabyte, limits) and not resident.splits(193, 300, 2 * megabyte, limits)
     assert not resident.splits(4, 300, megabyte, limits._replace(processors=1))
 
 
@@ -95,7 +95,7 @@ def test_resident_programs_stay_within_what_the_device_has() -> None:
     # Matrices stay in the L2 as long as every processor has one, and scratch in all has a bound.
     assert programs(10**6, 1 << 18, 1 << 18) == 200
     assert programs(10**6, 1 << 20, 1 << 20) == 132
-    assert programs(10**6, 8 << 20, 4 << 20) == 32 == resident.SCRATCH_BYTES // (8 << 20)
+    assert programs(10**6, 8 << 20, 4 << 20) == 48 == resident.SCRATCH_BYTES // (8 << 20)
     assert programs(10**6, 1 << 40, 1 << 40) == 1
 
 

@@ -17,7 +17,7 @@ from .limits import Limits, limits_of
 from .resident_tiles import ResidentConfig, resident_config
 
 # Scratch of all resident programs together, for any batch.
-SCRATCH_BYTES = 256 << 20
+SCRATCH_BYTES = 384 << 20
 # Up to this width a sample's matrix is small enough that one program makes, clusters and pools it.
 ONE_LAUNCH_WIDTH = 256
 # Numbers of a row that a lane holds: what it loads at once.
