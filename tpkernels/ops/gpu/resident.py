@@ -38,15 +38,16 @@ def config_of(x: Tensor, k: int, method: str) -> ResidentConfig:
     return resident_config(n, k, x.dtype, limits_of(x.device), interpreted=not x.is_cuda)
 
 
-def programs(batch: int, scratch: int, matrices: int, config: ResidentConfig, limits: Limits) -> int:
-    """Programs that take the samples by turns: as many as run at once, and whose matrices stay in the L2 cache.
+def programs(batch: int, scratch: int, config: ResidentConfig, limits: Limits) -> int:
+    """Programs that take the samples by turns: as many as run at once, and whose scratch there is room for.
+
+    Their scratch may exceed the L2 cache: a second program on a processor gains more than that costs, and a batch that
+    fits all at once has no second round (docs/kernels.md).
 
     Args:
-        scratch, matrices: bytes that a program writes in all, and those of them that are N x N.
+        scratch: bytes that a program writes.
     """
-    most = config.per_processor * limits.processors
-    cached = max(limits.processors, limits.l2_bytes // matrices)
-    return max(1, min(batch, most, cached, SCRATCH_BYTES // scratch))
+    return max(1, min(batch, config.per_processor * limits.processors, SCRATCH_BYTES // scratch))
 
 
 def splits(batch: int, n: int, scratch: int, limits: Limits) -> bool:
@@ -87,7 +88,7 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
     element = x.element_size()
     scratch = 4 * (need.floats + need.ints) + element * need.centered
     split = splits(b, n, scratch, limits)
-    count = b if split else programs(b, scratch, 4 * need.matrices, config, limits)
+    count = b if split else programs(b, scratch, config, limits)
     room = Room(
         torch.empty(count * need.floats, dtype=torch.float32, device=x.device),
         torch.empty(count * need.ints, dtype=torch.int32, device=x.device),
