@@ -70,33 +70,35 @@ def test_all_matrices_of_a_program_count(
     call: tuple[str, ...], expected: int, monkeypatch: pytest.MonkeyPatch, counted: list[Spy.Launch]
 ) -> None:
     """Ward keeps the Gram matrix beside the one that it overwrites, where something reads it later."""
+    from tpkernels.kernels.resident import scratch
+
     found: list[int] = []
-    before = resident.programs
+    before = scratch.needs
 
-    def programs(batch: int, scratch: int, matrices: int, *rest: Any) -> int:
-        found.append(matrices)
-        return before(batch, scratch, matrices, *rest)
+    def needs(*given: Any, **kinds: Any) -> Any:
+        need = before(*given, **kinds)
+        found.append(need.matrices)
+        return need
 
-    monkeypatch.setattr(resident, "programs", programs)
+    monkeypatch.setattr(scratch, "needs", needs)
     Problem(2, 18, 4, 5, *call).run()
     # 18 tokens, in lines of 32.
-    assert found == [expected * 4 * 18 * 32]
+    assert found == [expected * 18 * 32]
 
 
 def test_resident_programs_stay_within_what_the_device_has() -> None:
     limits = Limits(processors=132, shared_bytes=227 << 10, l2_bytes=50 << 20, warp=32)
     config = resident_tiles.resident_config(196, 98, torch.bfloat16, limits)._replace(per_processor=2)
 
-    def programs(batch: int, scratch: int, matrix: int) -> int:
-        return resident.programs(batch, scratch, matrix, config, limits)
+    def programs(batch: int, scratch: int) -> int:
+        return resident.programs(batch, scratch, config, limits)
 
-    assert programs(5, 1 << 10, 1 << 10) == 5
-    assert programs(10**6, 1 << 10, 1 << 10) == 264
-    # Matrices stay in the L2 as long as every processor has one, and scratch in all has a bound.
-    assert programs(10**6, 1 << 18, 1 << 18) == 200
-    assert programs(10**6, 1 << 20, 1 << 20) == 132
-    assert programs(10**6, 8 << 20, 4 << 20) == 48 == resident.SCRATCH_BYTES // (8 << 20)
-    assert programs(10**6, 1 << 40, 1 << 40) == 1
+    assert programs(5, 1 << 10) == 5
+    assert programs(10**6, 1 << 10) == 264
+    # Scratch in all has a bound, the cache is none.
+    assert programs(10**6, 1 << 20) == 264
+    assert programs(10**6, 8 << 20) == 48 == resident.SCRATCH_BYTES // (8 << 20)
+    assert programs(10**6, 1 << 40) == 1
 
 
 @each_call
