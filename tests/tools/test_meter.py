@@ -74,6 +74,15 @@ def on_the_host(n):
 TRITON = {"jit": lambda function: function, "static_range": range}
 
 
+def executed(folder: Path) -> tuple[Path, dict[str, Any], dict[str, int]]:
+    """The text as a file that has been run: its path, its names, and its lines by what stands in them."""
+    path = folder / "small.py"
+    path.write_text(SOURCE)
+    made: dict[str, Any] = dict(TRITON)
+    exec(compile(SOURCE, str(path), "exec"), made)
+    return path, made, {text.strip(): number for number, text in enumerate(SOURCE.splitlines(), 1)}
+
+
 @pytest.fixture(scope="module")
 def costs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], dict[str, Any]]:
     """What the small kernels cost, by target, case and warps."""
@@ -157,11 +166,7 @@ def test_parts_add_up(costs: dict[tuple[str, str, int], dict[str, Any]]) -> None
 
 
 def test_statements_are_counted_by_call_path(tmp_path: Path) -> None:
-    path = tmp_path / "small.py"
-    path.write_text(SOURCE)
-    made: dict[str, Any] = dict(TRITON)
-    exec(compile(SOURCE, str(path), "exec"), made)
-    lines = {text.strip(): number for number, text in enumerate(SOURCE.splitlines(), 1)}
+    path, made, lines = executed(tmp_path)
     calls = lines["total += inner("]
     loop, last = SOURCE.splitlines().index("    for i in range(n):") + 1, lines["while total > 0:"]
 
@@ -187,11 +192,7 @@ def test_statements_are_counted_by_call_path(tmp_path: Path) -> None:
 
 
 def test_copies_of_a_loop_that_the_compiler_unrolls_run_once(tmp_path: Path) -> None:
-    path = tmp_path / "small.py"
-    path.write_text(SOURCE)
-    made: dict[str, Any] = dict(TRITON)
-    exec(compile(SOURCE, str(path), "exec"), made)
-    lines = {text.strip(): number for number, text in enumerate(SOURCE.splitlines(), 1)}
+    _, made, lines = executed(tmp_path)
     called = lines["total += inner(j, True)"]
     found = trips(lambda: [made["unrolled"](3), made["on_the_host"](1)], tmp_path, 1)
     assert found.calls == {"unrolled": 1}

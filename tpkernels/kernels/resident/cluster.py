@@ -36,7 +36,7 @@ def _number_slots(s, z, tile):
 
 
 @triton.jit
-def _iterate(plain, max_iter, p_mask, stride_mask, b_valid, s, z, kind, tile):
+def _iterate(plain, max_iter, p_mask, stride_mask, s, z, kind, tile):
     """Updates and assignments until labels stand still, at most max_iter updates after the first assignment; returns
     the number of updates. `begin`, `end` and `order` are those of the last update.
     """
@@ -114,7 +114,7 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
             else:
                 p_start = tensors.start + b * strides.start_b
                 start_labels(p_start, strides.start_k, b_valid, count, slots, s, z, kind, tile)
-        updates = _iterate(plain, max_iter, p_mask, strides.mask_n, b_valid, s, z, kind, tile)
+        updates = _iterate(plain, max_iter, p_mask, strides.mask_n, s, z, kind, tile)
         if plain == 0:
             b_cost = tl.load(s.cost + o_n, mask=m_n, other=0.0)
             loss = tl.sum(tl.where(b_valid, b_cost * b_weight, 0.0), 0) * scale
