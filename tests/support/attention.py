@@ -38,7 +38,7 @@ def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     tiles = Tiles(32, 16, 16 if name == "channels" else 0, 4, 1)
 
     def rows(n: int, _: int, e: int, *__: Any) -> Rows | None:
-        return Rows(16, power_of_two(e, 32), *split_row(n), num_warps=4, num_stages=1) if name == "rows" else None
+        return Rows(16, power_of_two(e, 32), split_row(n), 255, num_warps=4, num_stages=1) if name == "rows" else None
 
     monkeypatch.setattr(attention, "rows_config", rows)
     monkeypatch.setattr(attention, "tiles_config", lambda *_: tiles)

@@ -39,14 +39,16 @@ DEVICES = {
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def test_a_row_splits_in_two_powers_of_two() -> None:
+def test_a_row_splits_in_powers_of_two() -> None:
     for n in range(1, 700):
-        first, second = split_row(n)
-        parts = [part for part in (first, second) if part]
-        assert all(part >= 16 and part & (part - 1) == 0 for part in parts) and second < first
-        assert first + second >= n
-        # At most a third of a longer row is nobody's.
-        assert first + second <= max(32, 1.5 * n)
+        parts = split_row(n)
+        widths = [width for _, width in parts]
+        assert [begin for begin, _ in parts] == [sum(widths[:i]) for i in range(len(parts))]
+        assert all(width >= 16 and width & (width - 1) == 0 for width in widths)
+        assert widths == sorted(set(widths), reverse=True) and len(widths) <= 3
+        # No part that no key is in, and at most a third of a longer row is nobody's.
+        assert parts[-1][0] < n <= sum(widths) <= max(32, 1.5 * n)
+    assert split_row(197) == ((0, 128), (128, 64), (192, 32))
 
 
 @pytest.mark.parametrize("name", DEVICES)
@@ -60,7 +62,17 @@ def test_rows_are_whole_where_a_program_can_hold_them(name: str) -> None:
     for n in most:
         for width in (64, 128):
             config = rows_config(n, width, width, torch.float16, limits)
-            assert config is None or 4 * width * (config.first + config.second) <= limits.shared_bytes
+            assert config is None or 4 * width * sum(config.parts[-1]) <= limits.shared_bytes
+
+
+def test_registers_are_limited_where_the_shared_memory_holds_three_programs() -> None:
+    found = {
+        (name, n): rows_config(n, 64, 64, torch.bfloat16, DEVICES[name]) for name in DEVICES for n in (72, 197, 256)
+    }
+    limited = {key for key, config in found.items() if config and config.registers < 255}
+    assert limited == {("large", 72), ("large", 197), ("middle", 72), ("consumer", 72)}
+    wide = rows_config(72, 128, 128, torch.bfloat16, DEVICES["large"])
+    assert wide is not None and wide.registers == 255
 
 
 @pytest.mark.parametrize("name", DEVICES)

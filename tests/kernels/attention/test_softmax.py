@@ -117,6 +117,16 @@ def test_large_logits_need_no_large_numbers(regime: str) -> None:
     close(significance, received, tolerance)
 
 
+@pytest.mark.parametrize("scale", [-0.3, 1e-40, 2.0])
+def test_any_scale_will_do(regime: str, scale: float) -> None:
+    size, mask = sizes_and_mask(2, 21, asked(regime, "sized masked"))
+    inputs = draw(2, 2, 21, WIDTH)
+    out, significance = attend(*inputs, size, mask, scale=scale)
+    expected, received = naive(*inputs, size, mask, scale=scale)
+    close(out, expected, 2 * TOLERANCE[out.dtype])
+    close(significance, received, RECEIVED)
+
+
 @pytest.mark.parametrize("layout", [packed, strided])
 def test_strides_do_not_show(regime: str, layout: Any) -> None:
     inputs = layout(2, sized(2, gpu=4), 21, sized(6, gpu=5))

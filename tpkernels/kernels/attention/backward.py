@@ -11,8 +11,7 @@ queries.
 import triton
 import triton.language as tl
 
-from ..tokens import valid_tokens
-from .blocks import LOG2E, load_keys, load_rows, product, row_products, store_rows
+from .blocks import LOG2E, load_keys, load_rows, product, row_products, store_rows, valid_rows
 
 
 @triton.jit(do_not_specialize=["n", "heads"])
@@ -40,7 +39,7 @@ def query_gradient_kernel(
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
     o_m = (pid % blocks).to(tl.int32) * BM + tl.arange(0, BM)
-    m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
+    m_m = valid_rows(p_mask, o_m, n, stride_mn, MASKED)
     b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
     b_grad = load_rows(p_grad, o_m, m_m, o_e, e, stride_gn, UNIT)
     b_out = load_rows(p_out + (b * stride_ob + h * stride_oh) * UNIT, o_m, m_m, o_e, e, stride_on, UNIT)
@@ -102,7 +101,7 @@ def key_gradient_kernel(
     b_dv = tl.zeros((BN, BE), tl.float32)
     for i in tl.range(0, n, BM):
         o_m = i + tl.arange(0, BM)
-        m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
+        m_m = valid_rows(p_mask, o_m, n, stride_mn, MASKED)
         b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
         b_grad = load_rows(p_grad, o_m, m_m, o_e, e, stride_gn, UNIT)
         b_lse = tl.load(p_lse + o_m, mask=o_m < n, other=float("inf"))

@@ -65,9 +65,21 @@ def row_products(
 
 
 @triton.jit
+def valid_rows(p_mask, o_n, n, stride, MASKED: tl.constexpr):
+    """Which rows are valid."""
+    m_n = o_n < n
+    if MASKED:  # noqa: SIM102
+        # Always so, but a branch: a product is laid out for the narrowest load that its factors are seen to depend on,
+        # and for flags of a byte that takes twice the instructions.
+        if n > 0:
+            m_n = valid_tokens(p_mask, o_n, n, stride, MASKED)
+    return m_n
+
+
+@triton.jit
 def load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED: tl.constexpr, MASKED: tl.constexpr):
     """Which keys count, and the log2 of their sizes, -inf for dropped keys."""
-    m_n = valid_tokens(p_mask, o_n, n, stride_mn, MASKED)
+    m_n = valid_rows(p_mask, o_n, n, stride_mn, MASKED)
     if SIZED:
         b_size = tl.load(p_size + o_n.to(tl.int64) * stride_sn, mask=m_n, other=0.0).to(tl.float32)
         m_n = m_n & (b_size != 0)

@@ -12,7 +12,42 @@ import triton
 import triton.language as tl
 
 from ..tokens import valid_tokens
-from .blocks import LOG2E, finish, load_keys, load_rows, product, query_weight, store_rows
+from .blocks import LOG2E, finish, load_keys, load_rows, product, query_weight, store_rows, valid_rows
+
+
+@triton.jit
+def _apart(b_x, W: tl.constexpr):
+    """A block [BM, columns] as [BM, columns / W, W]."""
+    return tl.reshape(b_x, (b_x.shape[0], b_x.shape[1] // W, W))
+
+
+@triton.jit
+def _row_max(b_parts, APART: tl.constexpr):
+    """Each row's maximum over several blocks of columns."""
+    b_wide = b_parts[0]
+    # Columns APART lie in one lane: wide blocks become one before lanes exchange anything.
+    for i in tl.static_range(1, len(b_parts)):
+        if b_parts[i].shape[1] >= APART:
+            b_wide = tl.maximum(tl.max(_apart(b_wide, b_parts[i].shape[1]), 1), b_parts[i])
+    b_max = tl.max(b_wide, 1)
+    for i in tl.static_range(1, len(b_parts)):
+        if b_parts[i].shape[1] < APART:
+            b_max = tl.maximum(b_max, tl.max(b_parts[i], 1))
+    return b_max
+
+
+@triton.jit
+def _row_sum(b_parts, APART: tl.constexpr):
+    """Each row's sum over several blocks of columns, as `_row_max` goes about it."""
+    b_wide = b_parts[0]
+    for i in tl.static_range(1, len(b_parts)):
+        if b_parts[i].shape[1] >= APART:
+            b_wide = tl.sum(_apart(b_wide, b_parts[i].shape[1]), 1) + b_parts[i]
+    b_sum = tl.sum(b_wide, 1)
+    for i in tl.static_range(1, len(b_parts)):
+        if b_parts[i].shape[1] < APART:
+            b_sum += tl.sum(b_parts[i], 1)
+    return b_sum
 
 
 @triton.jit(do_not_specialize=["n", "heads", "turns"])
@@ -21,13 +56,14 @@ def attend_rows_kernel(
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn, stride_ob, stride_oh, stride_on,
     stride_sb, stride_sn, stride_mb, stride_mn,
-    BM: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SIZED: tl.constexpr,
-    MASKED: tl.constexpr, RECEIVED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr, UNIT: tl.constexpr,
+    BM: tl.constexpr, PARTS: tl.constexpr, APART: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    SIZED: tl.constexpr, MASKED: tl.constexpr, RECEIVED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """Out [B, H, N, e], lse [B, H, N] and partial sums [B, H, programs, N] of blocks of BM queries against all keys.
 
     A program keeps a head's keys and values for `turns` blocks, one or all: `sum_parts_kernel` adds as this loop does.
-    A row is N1 keys and N2 more, two powers of two (N2 may be 0): 138 keys take 128 + 16, not 256.
+    PARTS: where each part of a row begins, and its keys. scale is above 0: a row's maximum is that of its products.
     """
     pid = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(n, BM)
@@ -41,52 +77,59 @@ def attend_rows_kernel(
     p_out += (b * stride_ob + h * stride_oh) * UNIT
     p_size += b * stride_sb
     p_mask += b * stride_mb
+    slope = scale * LOG2E
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
-    o_1 = tl.arange(0, N1)
-    m_1, b_bias1 = load_keys(p_size, p_mask, o_1, n, stride_sn, stride_mn, SIZED, MASKED)
-    b_k1 = load_rows(p_k, o_1, m_1, o_d, d, stride_kn, UNIT)
-    b_v1 = load_rows(p_v, o_1, m_1, o_e, e, stride_vn, UNIT)
-    if N2 > 0:
-        o_2 = N1 + tl.arange(0, N2)
-        m_2, b_bias2 = load_keys(p_size, p_mask, o_2, n, stride_sn, stride_mn, SIZED, MASKED)
-        b_k2 = load_rows(p_k, o_2, m_2, o_d, d, stride_kn, UNIT)
-        b_v2 = load_rows(p_v, o_2, m_2, o_e, e, stride_vn, UNIT)
-        b_received2 = tl.zeros((N2,), tl.float32)
-    b_received1 = tl.zeros((N1,), tl.float32)
+    o_row = tl.arange(0, BM)
+    b_k, b_v, b_bias, b_received = (), (), (), ()
+    for i in tl.static_range(len(PARTS)):
+        o_n = PARTS[i][0] + tl.arange(0, PARTS[i][1])
+        m_n, b_size = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
+        b_k += (load_rows(p_k, o_n, m_n, o_d, d, stride_kn, UNIT),)
+        b_v += (load_rows(p_v, o_n, m_n, o_e, e, stride_vn, UNIT),)
+        b_bias += (b_size * (1.0 / slope),)
+        b_received += (tl.zeros_like(b_size),)
     first = (pid % programs).to(tl.int32) * turns
     for block in tl.range(first, tl.minimum(first + turns, blocks), disable_licm=True):
-        o_m = block * BM + tl.arange(0, BM)
-        m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
+        o_m = block * BM + o_row
+        m_m = valid_rows(p_mask, o_m, n, stride_mn, MASKED)
         b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
-        b_1 = product(b_q, tl.trans(b_k1), None, PRECISION, WIDEN) * (scale * LOG2E) + b_bias1[None, :]
-        b_max = tl.max(b_1, 1)
-        if N2 > 0:
-            b_2 = product(b_q, tl.trans(b_k2), None, PRECISION, WIDEN) * (scale * LOG2E) + b_bias2[None, :]
-            b_max = tl.maximum(b_max, tl.max(b_2, 1))
-        # A row without keys has maximum -inf, and -inf less -inf is NaN.
-        b_max = tl.where(b_max == float("-inf"), 0.0, b_max)
-        b_1 = tl.exp2(b_1 - b_max[:, None])
-        b_sum = tl.sum(b_1, 1)
-        if N2 > 0:
-            b_2 = tl.exp2(b_2 - b_max[:, None])
-            b_sum += tl.sum(b_2, 1)
-        b_inverse, b_lse = finish(b_max, b_sum, m_m)
+        b_s = ()
+        for i in tl.static_range(len(PARTS)):
+            b_start = None
+            # Without sizes and masks all keys count but some of the last.
+            if SIZED or MASKED or i == len(PARTS) - 1:
+                b_start = tl.broadcast_to(b_bias[i][None, :], (BM, b_bias[i].shape[0]))
+            b_s += (product(b_q, tl.trans(b_k[i]), b_start, PRECISION, WIDEN),)
+        b_max = _row_max(b_s, APART) * slope
+        if SIZED or MASKED:
+            # A row without keys has maximum -inf, and -inf less -inf is NaN.
+            b_max = tl.where(b_max == float("-inf"), 0.0, b_max)
+        b_p = ()
+        for i in tl.static_range(len(PARTS)):
+            b_p += (tl.exp2(b_s[i] * slope - b_max[:, None]),)
+        b_sum = _row_sum(b_p, APART)
+        # A row's sum lies in 16 lanes of each warp: of its logarithm and inverse one lane takes care.
+        b_inverse, b_lse = finish(tl.gather(b_max, o_row, 0), tl.gather(b_sum, o_row, 0), m_m)
         tl.store(p_lse + bh * n + o_m, b_lse, mask=o_m < n)
         if RECEIVED:
-            b_share = (query_weight(p_size, o_m, m_m, stride_sn, SIZED) * b_inverse)[:, None]
-            b_received1 += tl.sum(b_1 * b_share, 0)
-            if N2 > 0:
-                b_received2 += tl.sum(b_2 * b_share, 0)
-        b_out = product(b_1.to(b_v1.dtype), b_v1, None, PRECISION, WIDEN)
-        if N2 > 0:
-            b_out = product(b_2.to(b_v2.dtype), b_v2, b_out, PRECISION, WIDEN)
-        b_out = tl.where(m_m[:, None], b_out * b_inverse[:, None], 0.0)
+            b_share = b_inverse * query_weight(p_size, o_m, m_m, stride_sn, SIZED)
+            b_share = tl.gather(b_share, o_row, 0)[:, None]
+            b_more = ()
+            for i in tl.static_range(len(PARTS)):
+                b_more += (b_received[i] + tl.sum(b_p[i] * b_share, 0),)
+            b_received = b_more
+        b_out = None
+        for i in tl.static_range(len(PARTS)):
+            b_out = product(b_p[i].to(b_v[i].dtype), b_v[i], b_out, PRECISION, WIDEN)
+        b_out *= tl.gather(b_inverse, o_row, 0)[:, None]
+        if MASKED:
+            b_out = tl.where(m_m[:, None], b_out, 0.0)
         store_rows(p_out, b_out, o_m, o_m < n, o_e, e, stride_on, UNIT)
     if RECEIVED:
-        tl.store(p_partial + pid * n + o_1, b_received1, mask=o_1 < n)
-        if N2 > 0:
-            tl.store(p_partial + pid * n + o_2, b_received2, mask=o_2 < n)
+        for i in tl.static_range(len(PARTS)):
+            o_n = PARTS[i][0] + tl.arange(0, PARTS[i][1])
+            tl.store(p_partial + pid * n + o_n, b_received[i], mask=o_n < n)
 
 
 @triton.jit(do_not_specialize=["n", "heads", "parts"])

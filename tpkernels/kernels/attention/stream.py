@@ -6,8 +6,7 @@ The equations are in `rows.py`; which keys and queries are left out, in `blocks.
 import triton
 import triton.language as tl
 
-from ..tokens import valid_tokens
-from .blocks import LOG2E, finish, load_keys, load_rows, product, query_weight, row_products, store_rows
+from .blocks import LOG2E, finish, load_keys, load_rows, product, query_weight, row_products, store_rows, valid_rows
 
 
 @triton.jit(do_not_specialize=["n", "heads"])
@@ -37,7 +36,7 @@ def attend_stream_kernel(
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
     o_m = (pid % blocks).to(tl.int32) * BM + tl.arange(0, BM)
-    m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
+    m_m = valid_rows(p_mask, o_m, n, stride_mn, MASKED)
     b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
     b_max = tl.full((BM,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BM,), tl.float32)
@@ -91,7 +90,7 @@ def received_kernel(
     b_received = tl.zeros((BN,), tl.float32)
     for i in tl.range(0, n, BM):
         o_m = i + tl.arange(0, BM)
-        m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
+        m_m = valid_rows(p_mask, o_m, n, stride_mn, MASKED)
         b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
         b_lse = tl.load(p_lse + o_m, mask=o_m < n, other=float("inf"))
         b_p = row_products(

@@ -18,6 +18,8 @@ from .resident_tiles import MOST_REGISTERS
 VECTOR = 8
 # Heads per processor from which one program takes all query blocks of a head and reads its keys once.
 PROGRAMS = 4
+# A float32 whose inverse is finite, too.
+LEAST_SCALE = 1e-30
 
 
 def heads_beside(x: Tensor, channels: int | torch.SymInt) -> Tensor:
@@ -75,7 +77,9 @@ class _Call:
         options = self.kinds | self.registers | {"BM": config.queries}
         options |= {"num_warps": config.num_warps, "num_stages": config.num_stages}
         if isinstance(config, Rows):
-            return options | {"N1": config.first, "N2": config.second}
+            options |= {"maxnreg": config.registers} if self.registers else {}
+            # In the layout of products a lane has two of eight columns, and warps stand side by side.
+            return options | {"PARTS": config.parts, "APART": 8 * config.num_warps}
         return options | {"BN": config.keys, "BC": config.channels}
 
 
@@ -101,7 +105,8 @@ def attend(
         return out, significance.zero_(), lse
     q, k, v = _by_rows(q, k, v)
     call = _Call((q, k, v, out), v.shape[3], key_size, mask)
-    config = rows_config(n, d, v.shape[3], q.dtype, call.limits)
+    # Whole rows take the maximum before they scale.
+    config = rows_config(n, d, v.shape[3], q.dtype, call.limits) if scale > LEAST_SCALE else None
     with on_device(q):
         if config is not None:
             partial = _rows(q, k, v, out, lse, scale, need_significance, config, call)

@@ -12,20 +12,22 @@ import torch
 
 from .launch import power_of_two
 from .limits import Limits
-from .resident_tiles import LARGE_SHARED
+from .resident_tiles import LARGE_SHARED, MOST_REGISTERS
 
 # Most keys whose logits a program holds as a row, with warps of 32 lanes and of 64.
 ROW_KEYS, WIDE_WARP_ROW_KEYS = 288, 128
+# Registers a thread with which three programs of four warps fit a multiprocessor, and the most keys that they do for.
+THREE_PROGRAMS, THREE_PROGRAMS_KEYS = 168, 224
 
 
 class Rows(NamedTuple):
-    """queries: of a block; values: channels of its outputs, padded; first, second: keys of a row, in two powers of two
-    (second 0: one is enough)."""
+    """queries: of a block; values: channels of its outputs, padded; parts: where each part of a row begins, and its
+    keys; registers: most of a thread."""
 
     queries: int
     values: int
-    first: int
-    second: int
+    parts: tuple[tuple[int, int], ...]
+    registers: int
     num_warps: int
     num_stages: int
 
@@ -61,29 +63,37 @@ LARGE = {("forward", 128): Tiles(128, 64, 0, 8, 2)}
 FULL = {64: Tiles(32, 32, 32, 8, 2), 128: Tiles(32, 32, 32, 8, 2), 256: Tiles(16, 16, 32, 8, 1)}
 
 
-def split_row(n: int) -> tuple[int, int]:
-    """Two powers of two, at least 16 each, that N keys fit in: the second 0 where the first is enough."""
+def split_row(n: int) -> tuple[tuple[int, int], ...]:
+    """Where up to three parts begin that N keys fit in, and their keys, which are powers of two, at least 16."""
     whole = power_of_two(n, 16)
-    first, second = whole // 2, power_of_two(n - whole // 2, 16)
-    return (first, second) if second < first else (whole, 0)
+    half, rest = whole // 2, power_of_two(n - whole // 2, 16)
+    if rest < half:
+        return (0, half), (half, rest)
+    # A third part that is not much of a row saves less than its own products cost.
+    if half >= 128 and n <= whole - half // 4:
+        return (0, half), (half, half // 2), (half + half // 2, half // 4)
+    return ((0, whole),)
 
 
 def rows_config(n: int, d: int, e: int, dtype: torch.dtype, limits: Limits) -> Rows | None:
     """The configuration that holds whole rows of N logits, None where a program cannot."""
-    first, second = split_row(n)
+    parts = split_row(n)
+    keys = sum(parts[-1])
     block_d, values = power_of_two(d, 16), power_of_two(e, 32)
     # Warps share out the keys of a row only where a block of outputs has fewer rows than channels.
     queries = min(32, values // 2)
     # Shared memory for keys, values, probabilities and the next queries.
-    need = 2 * ((first + second) * (block_d + values) + queries * (first + block_d))
+    need = 2 * (keys * (block_d + values) + queries * (parts[0][1] + block_d))
     most = ROW_KEYS if limits.warp == 32 else WIDE_WARP_ROW_KEYS
-    fits = first + second <= most and block_d + values <= 256 and need <= limits.shared_bytes
+    fits = keys <= most and block_d + values <= 256 and need <= limits.shared_bytes
     if dtype == torch.float32 or not fits:
         return None
     wide = block_d + values > 128 and limits.warp == 32
     # The queries of the next block are loaded ahead where there are registers left for it.
-    ahead = limits.warp == 32 and (wide or first + second <= 256)
-    return Rows(queries, values, first, second, 8 if wide else 4, 2 if ahead else 1)
+    ahead = limits.warp == 32 and (wide or keys <= 256)
+    three = not wide and keys <= THREE_PROGRAMS_KEYS and 3 * need <= limits.shared_bytes
+    registers = THREE_PROGRAMS if three else MOST_REGISTERS
+    return Rows(queries, values, parts, registers, 8 if wide else 4, 2 if ahead else 1)
 
 
 def tiles_config(kernel: str, d: int, e: int, dtype: torch.dtype, limits: Limits) -> Tiles:
