@@ -11,6 +11,7 @@ queries.
 import triton
 import triton.language as tl
 
+from ..tokens import valid_tokens
 from .blocks import LOG2E, load_keys, load_rows, product, row_products, store_rows, valid_rows
 
 
@@ -39,7 +40,7 @@ def query_gradient_kernel(
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
     o_m = (pid % blocks).to(tl.int32) * BM + tl.arange(0, BM)
-    m_m = valid_rows(p_mask, o_m, n, stride_mn, MASKED)
+    m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
     b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
     b_grad = load_rows(p_grad, o_m, m_m, o_e, e, stride_gn, UNIT)
     b_out = load_rows(p_out + (b * stride_ob + h * stride_oh) * UNIT, o_m, m_m, o_e, e, stride_on, UNIT)
@@ -51,7 +52,8 @@ def query_gradient_kernel(
     b_dq = tl.zeros((BM, BD), tl.float32)
     for j in tl.range(0, n, BN):
         o_n = j + tl.arange(0, BN)
-        m_n, b_bias = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
+        m_n = valid_tokens(p_mask, o_n, n, stride_mn, MASKED)
+        m_n, b_bias = load_keys(p_size, o_n, m_n, stride_sn, SIZED)
         b_k = load_rows(p_k, o_n, m_n, o_d, d, stride_kn, UNIT)
         b_v = load_rows(p_v, o_n, m_n, o_e, e, stride_vn, UNIT)
         b_p = row_products(
@@ -94,7 +96,8 @@ def key_gradient_kernel(
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
     o_n = (pid % blocks).to(tl.int32) * BN + tl.arange(0, BN)
-    m_n, b_bias = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
+    m_n = valid_rows(p_mask, o_n, n, stride_mn, MASKED)
+    m_n, b_bias = load_keys(p_size, o_n, m_n, stride_sn, SIZED)
     b_k = load_rows(p_k, o_n, m_n, o_d, d, stride_kn, UNIT)
     b_v = load_rows(p_v, o_n, m_n, o_e, e, stride_vn, UNIT)
     b_dk = tl.zeros((BN, BD), tl.float32)

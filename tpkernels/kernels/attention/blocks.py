@@ -77,9 +77,8 @@ def valid_rows(p_mask, o_n, n, stride, MASKED: tl.constexpr):
 
 
 @triton.jit
-def load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED: tl.constexpr, MASKED: tl.constexpr):
-    """Which keys count, and the log2 of their sizes, -inf for dropped keys."""
-    m_n = valid_rows(p_mask, o_n, n, stride_mn, MASKED)
+def load_keys(p_size, o_n, m_n, stride_sn, SIZED: tl.constexpr):
+    """Which of the valid keys count, and the log2 of their sizes, -inf for dropped keys."""
     if SIZED:
         b_size = tl.load(p_size + o_n.to(tl.int64) * stride_sn, mask=m_n, other=0.0).to(tl.float32)
         m_n = m_n & (b_size != 0)

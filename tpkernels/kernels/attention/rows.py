@@ -25,7 +25,7 @@ def _apart(b_x, W: tl.constexpr):
 def _row_max(b_parts, APART: tl.constexpr):
     """Each row's maximum over several blocks of columns."""
     b_wide = b_parts[0]
-    # Columns APART lie in one lane: wide blocks become one before lanes exchange anything.
+    # Columns that are APART lie in one lane: wide blocks become one before lanes exchange anything.
     for i in tl.static_range(1, len(b_parts)):
         if b_parts[i].shape[1] >= APART:
             b_wide = tl.maximum(tl.max(_apart(b_wide, b_parts[i].shape[1]), 1), b_parts[i])
@@ -84,7 +84,8 @@ def attend_rows_kernel(
     b_k, b_v, b_bias, b_received = (), (), (), ()
     for i in tl.static_range(len(PARTS)):
         o_n = PARTS[i][0] + tl.arange(0, PARTS[i][1])
-        m_n, b_size = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
+        m_n = valid_rows(p_mask, o_n, n, stride_mn, MASKED)
+        m_n, b_size = load_keys(p_size, o_n, m_n, stride_sn, SIZED)
         b_k += (load_rows(p_k, o_n, m_n, o_d, d, stride_kn, UNIT),)
         b_v += (load_rows(p_v, o_n, m_n, o_e, e, stride_vn, UNIT),)
         b_bias += (b_size * (1.0 / slope),)
@@ -109,7 +110,7 @@ def attend_rows_kernel(
         for i in tl.static_range(len(PARTS)):
             b_p += (tl.exp2(b_s[i] * slope - b_max[:, None]),)
         b_sum = _row_sum(b_p, APART)
-        # A row's sum lies in 16 lanes of each warp: of its logarithm and inverse one lane takes care.
+        # Lanes hold copies of several rows' sums: of each row one lane takes logarithm and inverse, and passes it on.
         b_inverse, b_lse = finish(tl.gather(b_max, o_row, 0), tl.gather(b_sum, o_row, 0), m_m)
         tl.store(p_lse + bh * n + o_m, b_lse, mask=o_m < n)
         if RECEIVED:

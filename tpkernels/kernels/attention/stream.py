@@ -6,7 +6,8 @@ The equations are in `rows.py`; which keys and queries are left out, in `blocks.
 import triton
 import triton.language as tl
 
-from .blocks import LOG2E, finish, load_keys, load_rows, product, query_weight, row_products, store_rows, valid_rows
+from ..tokens import valid_tokens
+from .blocks import LOG2E, finish, load_keys, load_rows, product, query_weight, row_products, store_rows
 
 
 @triton.jit(do_not_specialize=["n", "heads"])
@@ -36,14 +37,15 @@ def attend_stream_kernel(
     o_d = tl.arange(0, BD)
     o_e = tl.arange(0, BE)
     o_m = (pid % blocks).to(tl.int32) * BM + tl.arange(0, BM)
-    m_m = valid_rows(p_mask, o_m, n, stride_mn, MASKED)
+    m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
     b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
     b_max = tl.full((BM,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BM,), tl.float32)
     b_out = tl.zeros((BM, BE), tl.float32)
     for j in tl.range(0, n, BN):
         o_n = j + tl.arange(0, BN)
-        m_n, b_bias = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
+        m_n = valid_tokens(p_mask, o_n, n, stride_mn, MASKED)
+        m_n, b_bias = load_keys(p_size, o_n, m_n, stride_sn, SIZED)
         b_k = load_rows(p_k, o_n, m_n, o_d, d, stride_kn, UNIT)
         b_p = row_products(
             b_q, b_k, p_q, o_m, m_m, stride_qn, p_k, o_n, m_n, stride_kn, d,
@@ -85,12 +87,13 @@ def received_kernel(
     p_lse += bh * n
     o_d = tl.arange(0, BD)
     o_n = (pid % blocks).to(tl.int32) * BN + tl.arange(0, BN)
-    m_n, b_bias = load_keys(p_size, p_mask, o_n, n, stride_sn, stride_mn, SIZED, MASKED)
+    m_n = valid_tokens(p_mask, o_n, n, stride_mn, MASKED)
+    m_n, b_bias = load_keys(p_size, o_n, m_n, stride_sn, SIZED)
     b_k = load_rows(p_k, o_n, m_n, o_d, d, stride_kn, UNIT)
     b_received = tl.zeros((BN,), tl.float32)
     for i in tl.range(0, n, BM):
         o_m = i + tl.arange(0, BM)
-        m_m = valid_rows(p_mask, o_m, n, stride_mn, MASKED)
+        m_m = valid_tokens(p_mask, o_m, n, stride_mn, MASKED)
         b_q = load_rows(p_q, o_m, m_m, o_d, d, stride_qn, UNIT)
         b_lse = tl.load(p_lse + o_m, mask=o_m < n, other=float("inf"))
         b_p = row_products(

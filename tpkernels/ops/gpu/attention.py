@@ -105,7 +105,7 @@ def attend(
         return out, significance.zero_(), lse
     q, k, v = _by_rows(q, k, v)
     call = _Call((q, k, v, out), v.shape[3], key_size, mask)
-    # Whole rows take the maximum before they scale.
+    # Whole rows take the maximum before they scale, and divide biases by the scale.
     config = rows_config(n, d, v.shape[3], q.dtype, call.limits) if scale > LEAST_SCALE else None
     with on_device(q):
         if config is not None:

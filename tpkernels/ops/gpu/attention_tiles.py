@@ -69,7 +69,7 @@ def split_row(n: int) -> tuple[tuple[int, int], ...]:
     half, rest = whole // 2, power_of_two(n - whole // 2, 16)
     if rest < half:
         return (0, half), (half, rest)
-    # A third part that is not much of a row saves less than its own products cost.
+    # A third part of less than 32 keys would be copied among four warps.
     if half >= 128 and n <= whole - half // 4:
         return (0, half), (half, half // 2), (half + half // 2, half // 4)
     return ((0, whole),)
