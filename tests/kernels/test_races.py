@@ -66,7 +66,7 @@ ALLOWED = {
     ("RAW", "b_cost = tl.maximum(b_cost - 2 * tl.load(s.gram"): "another block of rows or of columns than was written",
     ("WAW", "tl.store(p_out + o_out, b_mean"): "a slot's row is written once",
     ("WAW", "tl.store(p_tokens + o_out, b_mean"): "rows of slots without members, which the means leave out",
-    ("WAW", "tl.store(p_partial + pid * n + o_2, b_received2"): "keys beyond those of the store before",
+    ("WAW", "tl.store(p_partial + pid * n + o_n, b_received[i]"): "keys beyond those of the store before",
     ("WAW", "tl.store(p_lse + bh * n + o_m, b_lse"): "another block of queries in every turn of the loop",
     ("WAW", "tl.store(p_x + o_x, b_x"): "another block of queries in every turn of the loop",
     ("PIPELINED", "b_gram = _product(tl.load(p_i + c)"): "written before a barrier that stands before the loop",
