@@ -101,10 +101,12 @@ def random_tokens() -> Tensor:
 
 def clustered_tokens() -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    centers = 5 * torch.randn(4, 20, 24, generator=generator)
+    # On a GPU of whole sixteens, as the random ones.
+    d = sized(24, gpu=32)
+    centers = 5 * torch.randn(4, 20, d, generator=generator)
     owner = torch.randint(20, (4, 180), generator=generator)
     spread = 0.3 * torch.rand(4, 180, 1, generator=generator)
-    x = centers.gather(1, owner[..., None].expand(-1, -1, 24)) + spread * torch.randn(4, 180, 24, generator=generator)
+    x = centers.gather(1, owner[..., None].expand(-1, -1, d)) + spread * torch.randn(4, 180, d, generator=generator)
     # A channel with a large offset, as trained models have them.
     x[..., 3] += 100
     return x
@@ -155,7 +157,7 @@ def test_heights_price_every_number_of_clusters(tokens, ward, rounds: str) -> No
 
 
 def test_heights_of_weighted_tokens_are_in_the_weights_units(ward) -> None:
-    problem = make(0, 3, 40, 6, 5, weighted=True)
+    problem = make(0, 3, 40, sized(6, gpu=7), 5, weighted=True)
     for factor in (1.0, 1e-3, 50.0):
         found = ward(problem.x, 5, problem.weight * factor)
         paid = found.merge_heights[:, : 40 - 5].double().sum(1)
@@ -261,7 +263,7 @@ def test_weight_two_is_the_token_twice(ward) -> None:
 
 def test_zero_weights(ward, rounds: str) -> None:
     """A token without weight joins at almost no cost, and moves no center."""
-    problem = make(5, 1, 20, 4, 6, weighted=True)
+    problem = make(5, 1, 20, sized(4, gpu=5), 6, weighted=True)
     x, weight = problem.x, problem.weight.clone()
     weight[0, ::2] = 0
     found = ward(x, 6, weight)

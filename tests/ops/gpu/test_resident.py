@@ -221,6 +221,21 @@ def test_sizes_and_strides_of_a_bucket_share_a_variant(method: str, way: int, co
     assert of(x=torch.randn(2, 64, 8, device=DEVICE).half()) != expected
 
 
+def test_ways_of_clustering_share_the_other_three_kernels(
+    counted: list[Spy.Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "splits", lambda *_: True)
+    for call in CALLS:
+        Problem(3, 19, 20, 9, *call).run()
+    assert len(counted) == 4 * len(CALLS)
+    variants = {name: {repr(sorted(one.kwargs.items())) for one in counted if one.name == name} for name in NAMES[4]}
+    center, gram, cluster, pool = map(len, variants.values())
+    # Half types or float32, the tokens masked or not; what is pooled, weighted or not.
+    assert (center, gram, cluster) == (3, 2, len(CALLS)) and pool <= 8
+    strides = {one.args["strides.weight_n"] for one in counted if one.name in ("center_kernel", "pool_kernel")}
+    assert strides == {0}
+
+
 @pytest.mark.parametrize("method", ["ward", "kmeans", "kmedoids"])
 def test_the_launch_passes_sizes_as_values(method: str, way: int, counted: list[Spy.Launch]) -> None:
     Problem(2, 49, 7, 20, method, "mean", "weighted", "masked").run(3)

@@ -9,6 +9,8 @@ clusters on that matrix in scratch of its own, and reads the tokens again to poo
 There is scratch for each program, not for each sample. Few large samples take four launches of the same parts, so that
 several programs share a sample: blocks of centered tokens, tiles of the Gram matrix, the clustering, and channels of
 the pooled tokens. Both ways compute the same numbers in the same order.
+
+Of the four a kernel is given what it reads, and zeros in other fields of a tuple: those would make variants of it.
 """
 
 import triton
@@ -60,7 +62,7 @@ def resident_kernel(tensors, out, p_room, shape, strides, batch, n, k, max_iter,
 
 
 @triton.jit(do_not_specialize=["n", "k"])
-def center_kernel(tensors, p_room, shape, strides, n, k, kind, tile):
+def center_kernel(p_x, p_mask, p_room, shape, strides, n, k, kind, tile):
     """First of four: a program centers T tokens of a sample.
 
     Benign race: every program of a sample stores the same pivots.
@@ -70,8 +72,8 @@ def center_kernel(tensors, p_room, shape, strides, n, k, kind, tile):
     block = tl.program_id(0) % blocks
     z = _sizes(n, k, shape, tile)
     s = _scratch(p_room, b, shape, z, kind, tile)
-    p_x = tensors.x + b * strides.b
-    p_mask = tensors.mask + b * strides.mask_b
+    p_x += b * strides.b
+    p_mask += b * strides.mask_b
     channel_pivots(p_x, p_mask, s, z, strides, kind, tile)
     first = block * tile.T
     inexact = center_rows(p_x, p_mask, s, first, tl.minimum(first + tile.T, n), z, strides, blocks * tile.T, kind, tile)
@@ -103,13 +105,12 @@ def cluster_kernel(tensors, out, p_room, shape, strides, n, k, max_iter, kind, t
 
 
 @triton.jit(do_not_specialize=["n", "k"])
-def pool_kernel(tensors, out, p_room, shape, strides, n, k, kind, tile):
+def pool_kernel(p_x, p_tokens, p_room, shape, strides, n, k, kind, tile):
     """Fourth of four: a program pools P channels of a sample."""
     parts = tl.cdiv(shape.d, tile.P)
     b = tl.program_id(0).to(tl.int64) // parts
     first = tl.program_id(0) % parts * tile.P
     z = _sizes(n, k, shape, tile)
     s = _scratch(p_room, b, shape, z, kind, tile)
-    p_x = tensors.x + b * strides.b
     last = tl.minimum(first + tile.P, shape.d)
-    pool_sample(p_x, out.tokens + b * k * shape.d, first, last, s, z, strides, kind, tile)
+    pool_sample(p_x + b * strides.b, p_tokens + b * k * shape.d, first, last, s, z, strides, kind, tile)

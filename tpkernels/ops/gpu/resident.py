@@ -130,12 +130,25 @@ def _four(
     options: dict[str, int],
 ) -> None:  # fmt: skip
     """The four launches: programs for blocks of tokens, tiles of the Gram matrices, samples, blocks of channels."""
+    from ...kernels.resident import codes
     from ...kernels.resident.launch import center_kernel, cluster_kernel, gram_kernel, pool_kernel
 
     b, d = given.x.shape[0], shape.d
     n, k, max_iter = sizes
     side = -(-n // tile.T.value)
-    center_kernel[(b * side,)](given, room, shape, steps, n, k, kind, tile, **options)
-    gram_kernel[(b * side * side,)](room, shape, n, k, kind, tile, **options)
+    of_x = _only(steps, "b", "n", "d")
+    of_x_and_mask = _only(steps, "b", "n", "d", "mask_b", "mask_n")
+    centering, products = _only(kind, "MASKED", "HALVES"), _only(kind, "HALVES", "PRECISION", "WIDEN")
+    # Methods differ in their centers: means and medoids are pooled alike.
+    own = kind.OUTPUT.value == codes.OUTPUTS["center"]
+    pooling = _only(kind, "OUTPUT", "POOL_WEIGHTED", *(["METHOD"] if own else []))
+    center_kernel[(b * side,)](given.x, given.mask, room, shape, of_x_and_mask, n, k, centering, tile, **options)
+    gram_kernel[(b * side * side,)](room, shape, n, k, products, tile, **options)
     cluster_kernel[(b,)](given, outs, room, shape, steps, n, k, max_iter, kind, tile, **options)
-    pool_kernel[(b * -(-d // tile.P.value),)](given, outs, room, shape, steps, n, k, kind, tile, **options)
+    pool_kernel[(b * -(-d // tile.P.value),)](given.x, outs.tokens, room, shape, of_x, n, k, pooling, tile, **options)
+
+
+def _only(values: Any, *names: str) -> Any:
+    """A tuple with zeros but in the named fields: what a kernel does not read makes no variant of it."""
+    zero = type(values[0])(0)
+    return values._make(value if name in names else zero for name, value in zip(values._fields, values, strict=True))
