@@ -50,7 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def content(**changes: object) -> dict:
     """What a good file holds, with changes."""
-    return {"schema": 2, "device": dict(IDENTITY), "configs": {KEY: dict(CONFIG)}, **changes}
+    return {"schema": 3, "device": dict(IDENTITY), "configs": {KEY: dict(CONFIG)}, **changes}
 
 
 def put(path: Path, what: bytes | dict) -> None:
@@ -216,9 +216,9 @@ BAD = {
     "list": (b"[]", "expected an object of schema, device and configs, got 'list'"),
     "fields": (b'{"configs": {}}', "got ['configs']"),
     "more fields": (content(extra=1), "'extra'"),
-    "schema": (content(schema=1), "schema: expected 2, got 1"),
-    "schema type": (content(schema=True), "schema: expected 2, got True"),
-    "schema float": (content(schema=2.0), "schema: expected 2, got 2.0"),
+    "schema": (content(schema=2), "schema: expected 3, got 2"),
+    "schema type": (content(schema=True), "schema: expected 3, got True"),
+    "schema float": (content(schema=3.0), "schema: expected 3, got 3.0"),
     "foreign device": (content(device={**IDENTITY, "name": "Another"}), "device: expected"),
     "foreign torch": (content(device={**IDENTITY, "torch": "1"}), "device: expected"),
     "no device": (content(device=None), "device: expected"),

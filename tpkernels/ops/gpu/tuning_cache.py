@@ -2,7 +2,7 @@
 
 JSON, one file for a device, a torch and a Triton; it is used whole or not at all:
 
-    {"schema": 2, "device": {"name": ..., "torch": ..., ...}, "configs": {key: {field: integer, ...}, ...}}
+    {"schema": 3, "device": {"name": ..., "torch": ..., ...}, "configs": {key: {field: integer, ...}, ...}}
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .limits import Limits, limits_of
 from .resident_tiles import MOST_REGISTERS, ResidentConfig
 
 # Raised when a key or a field changes its meaning. It is part of the file's name: releases keep files of their own.
-SCHEMA = 2
+SCHEMA = 3
 VARIABLE = "TPKERNELS_CACHE"
 # All possible keys together take less.
 MOST_BYTES = 1 << 20
