@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,16 @@ from deit.model import DeiT, DeiTConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tpkernels
 from tests.support.strategies import Problem, make, problems
 from tpkernels import reference
 from tpkernels.ops import backends
+from tpkernels.ops.cluster import CHUNK_ELEMENTS
+from tpkernels.ops.eager.samples import prepare
+from tpkernels.ops.eager.segments import product_sum
+from tpkernels.ops.problem import Found
 
 SWAP = sys.modules["tpkernels.ops.eager.swap"]
 PATHS = ("loops", "twin", "twin without looking")
@@ -154,6 +160,41 @@ def test_a_layer_and_a_model_take_it() -> None:
 def test_bad_arguments(call: Callable[[Tensor], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(1, 1, 2))
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that launch something on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        # Views and the numbers of `torch.where` stay on the host.
+        self.count += not func.is_view and func.overloadpacket.__name__ != "scalar_tensor"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("b", "n", "k"), [(1, 10, 3), (4, 11, 3), (2, 20, 7)])
+def test_launches_on_a_gpu_are_as_documented(
+    b: int, n: int, k: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/results.md: 62 operations a token and pass, with a mask 63, whatever B and K."""
+
+    def as_on_a_gpu(values: Tensor, label: Tensor, k: int) -> Tensor:
+        return product_sum(values[..., None], label, k).squeeze(-1)
+
+    monkeypatch.setattr(SWAP, "may_look", lambda x: False)
+    monkeypatch.setattr(SWAP, "segment_sum", as_on_a_gpu)
+    x = torch.randn(b, n, 6, generator=torch.Generator().manual_seed(0))
+    samples = prepare(x, None, torch.arange(n).expand(b, n) < n - 1 if masked else None, k)
+    gram, start = torch.bmm(samples.x, samples.x.mT), torch.arange(k).expand(b, k)
+    with Launches() as seen:
+        SWAP.swap(samples, gram, Found(torch.zeros(b, n, dtype=torch.int64), torch.zeros(b)), start)
+    assert SWAP.PASSES == 8 and CHUNK_ELEMENTS == 1 << 22
+    # Releases of torch take some apart otherwise.
+    assert 55 * 8 * n < seen.count < 66 * 8 * n + 100
 
 
 def test_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
