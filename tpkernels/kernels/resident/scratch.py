@@ -64,12 +64,11 @@ class Scratch(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Elements of a program's buffers: floats, ints, centered tokens; and of its matrices, which floats hold."""
+    """Elements of a program's buffers: floats, ints, centered tokens."""
 
     floats: int
     ints: int
     centered: int
-    matrices: int
 
 
 def lines(count: int, unit: int = 16) -> int:
@@ -89,7 +88,7 @@ def needs(
     floats += k * lines(n) if method == METHOD_KMEANS.value else 0
     ints = (TOKEN_INTS.value + (max_iter + 1 if method == METHOD_KMEANS.value else 0)) * width
     ints += SLOT_INTS.value * slots
-    return Needs(lines(floats), lines(ints), (1 + halves) * lines(n, tile) * lines(d, block_d), matrices)
+    return Needs(lines(floats), lines(ints), (1 + halves) * lines(n, tile) * lines(d, block_d))
 
 
 @triton.constexpr_function
