@@ -114,7 +114,7 @@ def costs(counts: dict[str, Any]) -> list[dict[str, Any]]:
             )
         ]
         about = {"case": name, "target": target, "num_warps": warps, "doubts": made.doubts}
-        found.append(about | {"parts": made.parts, "blocks": blocks})
+        found.append(about | {"parts": made.parts, "cycles": made.cycles, "blocks": blocks})
     return found
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.once import once
 from tests.support.programs import ROOT, environment, run
-from tools.meter import parts
+from tools.meter import parts, waits
 from tools.meter.chains import Files
 from tools.meter.code import Code, Instruction, amd, renumbered, sass
 from tools.meter.counts import counts
@@ -157,6 +157,15 @@ def test_doubled_turns_double_the_loop_on_amd(costs: dict[tuple[str, str, int], 
 
 def test_more_warps_do_not_look_cheaper(costs: dict[tuple[str, str, int], dict[str, Any]]) -> None:
     assert 8 * total(costs["sm_90", "looped", 8]) > 4 * total(costs["sm_90", "looped", 4])
+
+
+def test_a_turn_waits_once_for_loads_and_for_both_barriers(costs: dict[tuple[str, str, int], dict[str, Any]]) -> None:
+    """Both loads of a turn are on their way together, and two barriers follow."""
+    row, twice = (costs["sm_90", name, 4]["cycles"] for name in ("looped", "looped twice as often"))
+    assert (twice[waits.LOADS] - row[waits.LOADS]) / 5 == pytest.approx(waits.LOAD, rel=0.1)
+    assert (twice[waits.BARRIERS] - row[waits.BARRIERS]) / 5 == pytest.approx(2 * waits.BARRIER, rel=0.3)
+    # AMD leaves no such bits.
+    assert costs["gfx942", "looped", 4]["cycles"] == {}
 
 
 def test_parts_add_up(costs: dict[tuple[str, str, int], dict[str, Any]]) -> None:

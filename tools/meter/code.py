@@ -19,7 +19,8 @@ from .chains import Chain, Files
 
 class Instruction(NamedTuple):
     """name: its opcode; text; chain: where it comes from; number: of the instruction of PTX that it comes from (on AMD
-    its own); to: the label that it may branch to; falls: whether the next instruction may follow."""
+    its own); to: the label that it may branch to; falls: whether the next instruction may follow; control: NVIDIA's
+    bits for the scheduler, see `waits.py`."""
 
     name: str
     text: str
@@ -27,6 +28,7 @@ class Instruction(NamedTuple):
     number: int = 0
     to: str | None = None
     falls: bool = True
+    control: int = 0
 
 
 class Code(NamedTuple):
@@ -93,9 +95,11 @@ def _disassembled(cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        return run(str(binaries() / "nvdisasm"), "-c", "-g", str(path))
+        return run(str(binaries() / "nvdisasm"), "-c", "-g", "-hex", str(path))
 
 
+# The second half of an instruction's 128 bits stands on a line of its own, with the scheduler's 17 in the middle.
+_BITS = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
 _SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)(.*?);")
 
 
@@ -111,6 +115,8 @@ def sass(text: str, chains: list[Chain]) -> Code:
             line = int(found.group(1))
         elif found := re.match(r"^\s*(\.L_x_\w+):", row):
             labels[found.group(1)] = len(instructions)
+        elif (found := _BITS.match(row)) and instructions:
+            instructions[-1] = instructions[-1]._replace(control=int(found.group(1), 16) >> 41 & 0x1FFFF)
         elif found := _SASS.match(row):
             guard, name, operands = found.groups()
             first = name.split(".")[0]

@@ -4,7 +4,8 @@
 
 prints a row for each operation and target: instructions in thousands, by part, over all launches. The unit is a warp of
 eight for a sample: what all warps of a program issue, divided by 8 (attention: by its own warps, for a head of a
-sample). docs/kernels.md tells what the meter does not see.
+sample). `alone`: thousands of cycles that a warp takes for a sample if no other delays it, and what it waits for
+(NVIDIA). docs/kernels.md tells what the meter does not see.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .trips import Trips
 WORKERS = 2
 RESOURCES = {
     "operation": 14, "target": 7, "num_warps": 9, "registers": 9, "spilled": 7, "shared": 7, "fit_registers": 13,
-    "fit_shared": 10, "fit_threads": 11, "exact": 6, "microseconds": 12, "total": 8,
+    "fit_shared": 10, "fit_threads": 11, "exact": 6, "microseconds": 12, "total": 8, "alone": 6,
 }  # fmt: skip
 
 
@@ -88,6 +89,9 @@ def _lines(found: Cost) -> list[str]:
     lines = [_line(row(found))]
     split = [f"{part} {found.parts[part] / 1e3:.1f}" for part in parts.ORDER if part in found.parts]
     lines.append(f"    {', '.join(split)}")
+    if found.cycles:
+        spent = [f"{kind} {cycles / 1e3:.1f}" for kind, cycles in found.cycles.items()]
+        lines.append(f"    alone: {', '.join(spent)}")
     for one in found.launches:
         lines.append(f"    {one.kernel}: {one.size} instructions, {one.rare} of them where no warp comes")
         lines += [f"    {one.kernel}: {doubt}" for doubt in one.doubts]
@@ -95,5 +99,6 @@ def _lines(found: Cost) -> list[str]:
 
 
 def _line(cells: dict[str, Any]) -> str:
-    made = {**cells, "total": cells["total"] if isinstance(cells["total"], str) else f"{cells['total'] / 1e3:.1f}"}
+    thousands = {name: cells[name] for name in ("total", "alone")}
+    made = {**cells, **{k: v if isinstance(v, str) else f"{v / 1e3:.1f}" for k, v in thousands.items()}}
     return " ".join(str(made[name])[:width].ljust(width) for name, width in RESOURCES.items()).rstrip()

@@ -19,12 +19,14 @@ from .executions import Statements
 from .flow import Flow, flow
 from .operations import FOLDER, OPERATIONS
 from .trips import Trips
+from .waits import KINDS, LOADS, alone
 
 
 @dataclass
 class Launched:
     """One launch: its kernel, warps, resources, programs that fit (by registers, shared memory, threads), instructions
-    of a warp for a unit by part; rare: instructions that no way leads to; doubts: what was taken without proof."""
+    of a warp for a unit by part; cycles of a warp that no other delays, by what they are spent on (`waits.py`); rare:
+    instructions that no way leads to; doubts: what was taken without proof."""
 
     kernel: str
     num_warps: int
@@ -33,6 +35,7 @@ class Launched:
     shared: int
     fits: tuple[int, int, int]
     parts: dict[str, float]
+    cycles: dict[str, float]
     size: int
     rare: int
     doubts: list[str]
@@ -42,12 +45,14 @@ class Launched:
 
 @dataclass
 class Cost:
-    """An operation on a target: its launches, and instructions by part over `Operation.warps`, by unit."""
+    """An operation on a target: its launches, and instructions by part over `Operation.warps`, by unit; cycles that a
+    warp takes for a unit by what they are spent on, one launch after the other."""
 
     operation: str
     target: str
     launches: list[Launched]
     parts: dict[str, float]
+    cycles: dict[str, float]
     microseconds: float
     exact: float
 
@@ -73,16 +78,18 @@ def cost(name: str, target_name: str, made: list[Launch], found: Trips) -> Cost:
     if kernels != set(found.calls):
         raise RuntimeError(f"{name}: expected {sorted(kernels)} as on {target_name}, interpreted {sorted(found.calls)}")
     launched = [measured(launch, target, target_name, found) for launch in made]
-    launched = [measured(launch, target, target_name, found) for launch in made]
     total: Counter[str] = Counter()
+    cycles: Counter[str] = Counter()
     instructions = 0.0
     for one in launched:
+        cycles.update(one.cycles)
         for part, count in one.parts.items():
             total[part] += count * one.num_warps / operation.warps(one.num_warps)
             instructions += count * one.num_warps * operation.units
     split = {part: total[part] for part in parts.ORDER if part in total}
     time = DEVICES[target_name].microseconds(instructions, target)
-    return Cost(name, target_name, launched, split, time, exact_share(found))
+    spent = {kind: cycles[kind] for kind in KINDS if kind in cycles}
+    return Cost(name, target_name, launched, split, spent, time, exact_share(found))
 
 
 def exact_share(found: Trips) -> float:
@@ -117,8 +124,8 @@ def measured(launch: Launch, target: Target, target_name: str, found: Trips, fol
     size = sum(len(block.instructions) for block in seen.blocks)
     rare = sum(len(block.instructions) for block, above in zip(seen.blocks, seen.above, strict=True) if not above)
     return Launched(
-        kernel.__name__, warps, used.registers, used.spilled, used.shared, fits, dict(split), size, rare,
-        counted.doubts, seen, counted,
+        kernel.__name__, warps, used.registers, used.spilled, used.shared, fits, dict(split),
+        dict(alone(seen, counted.blocks)), size, rare, counted.doubts, seen, counted,
     )  # fmt: skip
 
 
@@ -130,5 +137,6 @@ def row(found: Cost) -> dict[str, Any]:
         "kernel": main.kernel, "num_warps": main.num_warps, "registers": main.registers, "spilled": main.spilled,
         "shared": main.shared, "fit_registers": main.fits[0], "fit_shared": main.fits[1], "fit_threads": main.fits[2],
         "exact": round(found.exact, 3), "total": round(found.total, 1), "microseconds": round(found.microseconds, 1),
+        "alone": round(sum(found.cycles.values())), "alone_loads": round(found.cycles.get(LOADS, 0.0)),
     }  # fmt: skip
     return about | {part: round(found.parts.get(part, 0.0), 1) for part in parts.ORDER}
