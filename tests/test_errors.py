@@ -14,7 +14,8 @@ import tpkernels
 from tests.support.marks import DEVICE, runs_triton
 from tests.support.programs import run
 from tpkernels import TokenPool, assign, attention, chamfer_loss, cluster_mean, medoid_update, pairwise_sqdist, unpool
-from tpkernels.ops.backends import regime
+from tpkernels.ops import backends
+from tpkernels.ops.backends import regime, why_not_triton
 from tpkernels.ops.gpu.limits import Limits
 
 X = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
@@ -429,8 +430,10 @@ def test_triton_on_a_cpu_says_why_not() -> None:
 def test_triton_says_what_it_cannot_take() -> None:
     with pytest.raises(RuntimeError, match=r'backend="triton" cannot take this call: .*float64'):
         tpkernels.kmeans(X.double().to(DEVICE), 3, backend="triton")
-    with pytest.raises(RuntimeError, match=r'backend="triton" cannot take this call: Ward.*1024.*1025'):
-        tpkernels.ward(torch.zeros(1, 1025, 1, device=DEVICE), 3, backend="triton")
+    with pytest.raises(RuntimeError, match=r"cannot take this call: x: expected.* 384\.0 MiB, got 440\.5 MiB for"):
+        tpkernels.ward(torch.zeros(1, 1, 1, device=DEVICE).expand(1, 4096, 20000), 3, backend="triton")
+    assert why_not_triton(DEVICE, torch.float32, 20000, 1030, "ward") is None
+    assert "up to 4096 tokens, got 4097" in (why_not_triton(DEVICE, torch.float32, 4, 4097, "ward") or "")
 
 
 def test_a_triton_too_old_for_the_kernels_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,6 +452,20 @@ def test_the_choice_of_a_backend_can_be_asked() -> None:
 def test_the_boundary_between_the_regimes_is_the_devices() -> None:
     limits = Limits(processors=132, shared_bytes=227 << 10, l2_bytes=50 << 20, warp=32)
     for method in ("kmeans", "kmedoids"):
-        assert [regime(n, method, limits) for n in (1, 1024, 1025, 10**6)] == ["resident"] * 2 + ["streaming"] * 2
-        assert regime(400, method, limits._replace(l2_bytes=512 << 10)) == "streaming"
-    assert [regime(n, "ward", limits._replace(l2_bytes=1)) for n in (1024, 1025)] == ["resident", None]
+        assert [regime(n, 384, method, limits) for n in (1, 1024, 1025, 10**6)] == ["resident"] * 2 + ["streaming"] * 2
+        assert regime(400, 384, method, limits._replace(l2_bytes=512 << 10)) == "streaming"
+    cacheless = limits._replace(l2_bytes=1)
+    assert [regime(n, 384, "ward", cacheless) for n in (1024, 1025, 4096, 4097)] == ["resident"] * 3 + [None]
+    # Two matrices of 64 MiB and the centered tokens fit 384 MiB.
+    assert [regime(4096, d, "ward", limits) for d in (16384, 16385)] == ["resident", None]
+
+
+def test_auto_takes_torch_where_wards_scratch_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "TRITON_RELEASE", (3, 7))
+    monkeypatch.setattr(backends, "limits_of", lambda device: Limits(132, 232448, 50 << 20, 32))
+    backend, reason = backends.explain_backend("cuda", torch.float32, 20000, 4096, "ward")
+    assert backend == "torch"
+    assert re.search(r"expected .* fits 384\.0 MiB, got 440\.5 MiB for 4096 tokens of 20000 channels", reason)
+    backend, reason = backends.explain_backend("cuda", torch.float32, 128, 1030, "ward")
+    assert backend == "triton" and reason == "the resident kernels take this call, with 8.6 MiB of scratch a sample"
+    assert backends.explain_backend("cuda", torch.float32, 128, 1030)[1] == "the streaming kernels take this call"

@@ -97,7 +97,7 @@ def calls() -> list[Call]:
 
 def _cluster_call(case: Case) -> Call:
     """The launcher's call of `Library.clusters`, which hands over a start that the library does not find itself."""
-    kind = regime(case.n, case.method, TARGETS["sm_90"].limits) or "resident"
+    kind = regime(case.n, case.d, case.method, TARGETS["sm_90"].limits) or "resident"
     init = (
         "ward" if "ward" in (case.method, case.init) else "topk" if case.init == "topk" and case.weighted else "given"
     )

@@ -23,7 +23,7 @@ FIRST = range(
     next(place for place, line in enumerate(WARD, 1) if line.startswith("def _first_costs(")),
     next(place for place, line in enumerate(WARD, 1) if line.startswith("def _scan(")),
 )
-SUM = next(place for place, line in enumerate(WARD, 1) if "b_cost - 2 * tl.load(s.gram" in line)
+SUM = next(place for place, line in enumerate(WARD, 1) if "b_new - 2 * tl.load(s.gram" in line)
 MINUS_TWO = "0fC0000000"
 
 pytestmark = [

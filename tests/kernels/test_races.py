@@ -55,21 +55,39 @@ EXPECTED: dict[str, set[str]] = {
     "copying": {"PIPELINED"},
     "unpipelined": set(),
 }
+AHEAD = "written before a barrier that stands before the loop, and not in the loop"
 # Findings that are none, by kind and by the second statement's text: what the checker cannot know about each.
 ALLOWED = {
     ("WAW", "tl.store(s.gram + o_i[:, None] * z.ld + o_j[None, :]"): "tiles of the lower triangle, each written once",
     ("WAW", "tl.store(s.gram + o_j[:, None] * z.ld + o_i[None, :]"): "their mirror images in the upper triangle",
+    ("WAW", "tl.store(s.cost_matrix + o_r[:, None] * z.ld + o_c[None, :]"): "another block of a row's columns",
+    ("WAW", "tl.store(p_a + o_c[None, :], b_cost[block]"): "rows of clusters that merge, which have no columns written",
+    ("WAW", "tl.store(p_column, b_cost[block]"): "columns, in rows of clusters that do not merge",
     ("WAW", "tl.store(s.cost_matrix + o_c[None, :] * z.ld + o_a[:, None]"): "columns, in rows below those of the pairs",
+    ("WAW", "tl.store(s.centered + "): "another block of tokens in every turn of the loop",
+    ("WAW", "tl.store(s.begin + b_slot, o_v"): "a slot begins at one place",
+    ("WAW", "tl.store(s.end + b_slot, o_v"): "a slot ends at one place",
     ("WAW", "tl.store(s.least + o_r"): "a row is scanned once",
     ("WAW", "tl.store(s.near + o_r"): "a row is scanned once",
     ("WAW", "tl.store(s.other + b_old"): "every writer stores 1",
-    ("RAW", "b_cost = tl.maximum(b_cost - 2 * tl.load(s.gram"): "another block of rows or of columns than was written",
+    ("RAW", "b_new = tl.maximum(b_new - 2 * tl.load(s.gram"): "another block of rows or of columns than was written",
+    ("RAW", "o_r = tl.load(s.scan"): "neighbors were written, another array",
+    ("WAR", "tl.store(s.near + o_r"): "rows to scan were read, another array",
     ("WAW", "tl.store(p_out + o_out, b_mean"): "a slot's row is written once",
     ("WAW", "tl.store(p_tokens + o_out, b_mean"): "rows of slots without members, which the means leave out",
     ("WAW", "tl.store(p_partial + pid * n + o_n, b_received[i]"): "keys beyond those of the store before",
     ("WAW", "tl.store(p_lse + bh * n + o_m, b_lse"): "another block of queries in every turn of the loop",
     ("WAW", "tl.store(p_x + o_x, b_x"): "another block of queries in every turn of the loop",
-    ("PIPELINED", "b_gram = _product(tl.load(p_i + c)"): "written before a barrier that stands before the loop",
+    ("PIPELINED", "b_gram = _product(tl.load(p_i + (begin_i + c))"): AHEAD,
+    ("PIPELINED", "b_member = tl.load(s.order"): AHEAD,
+    ("PIPELINED", "b_g = tl.load(s.gram"): AHEAD,
+    ("PIPELINED", "b_weight = tl.load(s.ordered_weight"): AHEAD,
+    ("PIPELINED", "b_square = tl.load(s.square"): AHEAD,
+    ("PIPELINED", "b_row = tl.load(p_row"): AHEAD,
+    ("PIPELINED", "b_score = b_square[:, None] - 2 * tl.load(p_rows"): AHEAD,
+    ("PIPELINED", "o_r = tl.load(s.scan"): AHEAD,
+    ("PIPELINED", "b_cost = tl.load(s.cost_matrix + o_r"): AHEAD,
+    ("PIPELINED", "return _nearer((b_cost | tl.load(s.gone"): AHEAD,
 }
 
 pytestmark = [

@@ -261,7 +261,7 @@ def test_a_cpu_has_nothing_to_tune(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["--n", "24"], "--n, --k, --d: expected all three or none, got (24, None, None)"),
         (["--n", "24", "--k", "25", "--d", "8"], "--k: expected less than --n = 24"),
         (["--n", "24", "--k", "24", "--d", "8"], "got 24"),
-        (["--n", "2000", "--k", "24", "--d", "8"], "--n: expected as many tokens as the resident kernels take"),
+        (["--n", "5000", "--k", "24", "--d", "8"], "--n: expected as many tokens as the resident kernels take"),
         (["--n", "0", "--k", "1", "--d", "8"], "--n: expected at least 1, got 0"),
         (["--b", "0"], "--b: expected at least 1, got 0"),
         (["--repeats", "0"], "--repeats: expected at least 1, got 0"),

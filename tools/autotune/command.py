@@ -127,7 +127,7 @@ def plan(options: argparse.Namespace, device: torch.device) -> list[Case]:
     found = [replace(case, dtype=dtype) for case in found if options.method in (None, case.method)]
     first: dict[str, Case] = {}
     limits = limits_of(device)
-    for case in (case for case in found if regime(case.n, case.method, limits) == "resident"):
+    for case in (case for case in found if regime(case.n, case.d, case.method, limits) == "resident"):
         # A key's first case stays: the speed table has large batches first.
         first.setdefault(key_of(case), case)
     if not first:

@@ -43,9 +43,12 @@ def _options(method: str, init: str, output: str, *flags: str) -> dict[str, Any]
 
 
 def resident_calls() -> list[Call]:
-    """Each method with each output, each start, dtype and flag; one launch and three; the least tiles and the most."""
+    """Each method with each output, each start, dtype and flag; one launch and four; the least tiles and the most; Ward
+    of more tokens than the others stay resident for.
+    """
     vit, small, video = (256, 196, 384, 98), (64, 49, 48, 34), (64, 576, 1024, 288)
     most, tiny = (2, 1024, 2048, 700), (8, 5, 3, 2)
+    page, book, half = (16, 1030, 128, 515), (4, 4096, 2048, 4000), (4, 4096, 2048, 2000)
     fp16, fp32 = "float16", "float32"
     return [
         Call("resident", vit, options=_options("ward", "ward", "mean", "weighted", "pool_weighted")),
@@ -60,6 +63,10 @@ def resident_calls() -> list[Call]:
         Call("resident", small, fp32, _options("kmeans", "strided", "medoid", "weighted")),
         Call("resident", video, options=_options("kmeans", "given", "center"), smoke=True),
         Call("resident", most, fp32, _options("ward", "ward", "mean", "weighted", "pool_weighted", "masked")),
+        Call("resident", page, options=_options("ward", "ward", "mean", "weighted", "pool_weighted", "masked")),
+        Call("resident", page, fp16, _options("ward", "ward", "medoid"), smoke=True),
+        Call("resident", book, options=_options("ward", "ward", "center", "weighted", "pool_weighted", "masked")),
+        Call("resident", half, fp32, _options("ward", "ward", "medoid", "weighted", "pool_weighted", "masked")),
         Call("resident", tiny, fp32, _options("kmedoids", "ward", "mean", "weighted", "masked"), odd=True, smoke=True),
         Call("resident", tiny, fp16, _options("ward", "ward", "mean"), odd=True, smoke=True),
     ]

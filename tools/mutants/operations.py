@@ -211,7 +211,7 @@ OPERATIONS = (
         f"{OPS}/backends.py",
         "if n <= RESIDENT_TOKENS and",
         "if n < RESIDENT_TOKENS and",
-        "1,024 tokens stream, and Ward has no kernel for them",
+        "K-Means and K-Medoids of 1,024 tokens stream",
         ("tests/test_errors.py",),
     ),
     Mutant(

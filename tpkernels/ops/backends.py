@@ -10,15 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from ..names import CLUSTERERS
+from ..names import CLUSTERERS, WARD_TOKENS
 from .context import may_look
 from .eager.primitives import EAGER
 from .gpu.launch import interpreting
-from .gpu.limits import Limits, limits_of
+from .gpu.limits import SCRATCH_BYTES, Limits, limits_of
 from .problem import Primitives
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# One program holds a row of so many distances at a time; see kernels/resident/cluster.py.
+# One program holds a row of so many distances at a time; see kernels/resident/cluster.py. Beyond, K-Means and K-Medoids
+# stream; Ward's rows are held in parts up to `WARD_TOKENS`.
 RESIDENT_TOKENS = 1024
 # Channels of a head that a program holds at a time; see kernels/attention/rows.py.
 ATTENTION_CHANNELS = 256
@@ -70,20 +71,28 @@ def torch_primitives(x: Tensor) -> Primitives:
     return COMPILED
 
 
-def regime(n: int, method: str, limits: Limits) -> str | None:
+def ward_scratch(n: int, d: int) -> int:
+    """Bytes of scratch of one sample of Ward: costs and Gram matrix [N, N] in float32, and centered tokens [N, D] in
+    float32 or as two halves. Where tokens are pooled to means there is one matrix less.
+    """
+    return 8 * n * n + 4 * n * d
+
+
+def regime(n: int, d: int, method: str, limits: Limits) -> str | None:
     """Which kernels cluster samples of N tokens on a device: "resident", "streaming", or None where none can.
 
     Resident ones keep a sample's N x N matrix in scratch of a program: up to 1,024 tokens, while that matrix fits into
-    the second-level cache. Streaming ones take any number of tokens and make no such matrix; Ward needs it, so it stays
-    resident wherever a row fits, and has no kernel beyond.
+    the second-level cache. Streaming ones take any number of tokens and make no such matrix. Ward needs it and has no
+    streaming kernel: it stays resident up to 4,096 tokens, while a sample's scratch fits `SCRATCH_BYTES`.
 
     Args:
+        d: channels of a token.
         method: "ward", "kmeans" or "kmedoids".
         limits: of the device, `limits_of(x.device)`.
     """
-    if n <= RESIDENT_TOKENS and (method == "ward" or 4 * n * n <= limits.l2_bytes):
-        return "resident"
-    return None if method == "ward" else "streaming"
+    if method == "ward":
+        return "resident" if n <= WARD_TOKENS and ward_scratch(n, d) <= SCRATCH_BYTES else None
+    return "resident" if n <= RESIDENT_TOKENS and 4 * n * n <= limits.l2_bytes else "streaming"
 
 
 def why_not_triton(
@@ -111,8 +120,13 @@ def why_not_triton(
             return f"bfloat16 needs compute capability 8.0, the device has {major}.{minor}"
     if method == "swap":
         return 'refine="swap" has no kernel, the torch backend runs it on every device'
-    if method in CLUSTERERS and regime(n, method, limits_of(device)) is None:
-        return f"Ward's kernel takes up to {RESIDENT_TOKENS} tokens, got {n}"
+    if method == "ward" and n > WARD_TOKENS:
+        return f"Ward's kernels take up to {WARD_TOKENS} tokens, got {n}"
+    if method == "ward" and regime(n, d, method, limits_of(device)) is None:
+        return (
+            f"x: expected samples whose scratch for Ward fits {_mebibytes(SCRATCH_BYTES)}, got "
+            f"{_mebibytes(ward_scratch(n, d))} for {n} tokens of {d} channels"
+        )
     if method == "attention" and d > ATTENTION_CHANNELS:
         return f"the attention kernels take heads of up to {ATTENTION_CHANNELS} channels, got {d}"
     return None
@@ -134,6 +148,11 @@ def explain_backend(
         if method == "ward":
             why += "; its rounds run as numba's compiled loop" if has_numba() else "; faster with numba"
     else:
-        kernels = f"the {regime(n, method, limits_of(device))} kernels" if method in CLUSTERERS else "the kernels"
-        why = why_not_triton(device, dtype, d, n, method) or f"{kernels} take this call"
+        kernels = f"the {regime(n, d, method, limits_of(device))} kernels" if method in CLUSTERERS else "the kernels"
+        room = f", with {_mebibytes(ward_scratch(n, d))} of scratch a sample" if method == "ward" else ""
+        why = why_not_triton(device, dtype, d, n, method) or f"{kernels} take this call{room}"
     return choose_backend(device, dtype, d, n, method), why
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"

@@ -51,7 +51,7 @@ def _operation(
     spec = Spec(min(k, x.shape[1]), method, init, output, max_iter, swaps)
     chosen = torch_primitives(x) if backend == "torch" else None
     with full_precision(x):
-        if chosen is None and regime(x.shape[1], method, limits_of(x.device)) == "resident":
+        if chosen is None and regime(x.shape[1], x.shape[2], method, limits_of(x.device)) == "resident":
             from .gpu import resident
 
             return tuple(resident.cluster(tensors, spec))  # type: ignore[return-value]

@@ -19,7 +19,7 @@ def test_every_candidate_can_be_launched(dtype: torch.dtype) -> None:
     warps = set()
     for shared in (227, 163, 99, 64, 20):
         limits = HOPPER._replace(shared_bytes=shared << 10)
-        for n in (5, 49, 196, 576, 1024):
+        for n in (5, 49, 196, 576, 1024, 1030, 4096):
             for config in candidates(n, max(1, n // 2), dtype, limits):
                 warps.add(config.num_warps)
                 # Programs that share a multiprocessor share its registers.

@@ -1,4 +1,4 @@
-"""What the launcher of the resident kernels promises: one launch or four, no scratch for each sample, few variants."""
+"""What the launcher of the resident kernels promises: one launch or four, bounded scratch, few variants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from tests.support.launches import ALLOCATIONS, VIEWS, Allocations, Spy
 from tests.support.marks import DEVICE, KERNELS, sized
-from tests.support.resident import CALLS, NAMES, PAIRS, SMALL, Problem, assert_alike, each_call
+from tests.support.resident import CALLS, NAMES, PAIRS, SMALL, Problem, assert_alike, assert_same, each_call
 from tpkernels.ops.gpu import resident, resident_tiles
 from tpkernels.ops.gpu.limits import Limits, limits_of
 
@@ -60,6 +60,27 @@ def test_which_batches_take_four_launches() -> None:
     assert resident.splits(264, 300, 1024, limits) and not resident.splits(265, 300, 1024, limits)
     assert resident.splits(192, 300, 2 * megabyte, limits) and not resident.splits(193, 300, 2 * megabyte, limits)
     assert not resident.splits(4, 300, megabyte, limits._replace(processors=1))
+    # More than 1,024 tokens are too many for one program, whatever the batch.
+    assert resident.splits(1, 1025, 8 * megabyte, limits) and resident.splits(10**6, 4096, 500 * megabyte, limits)
+
+
+def test_four_launches_take_the_samples_that_have_scratch() -> None:
+    room = resident.SCRATCH_BYTES
+    assert resident.at_once(1000, room // 1000) == 1000 and resident.at_once(1, 1) == 1
+    # As many each time: 2 + 2 + 1, not 3 + 2; 21 + 21, not 41 + 1.
+    assert resident.at_once(5, room // 2) == 2 and resident.at_once(42, room // 41) == 21
+    assert resident.at_once(5, room) == resident.at_once(5, 2 * room) == 1
+
+
+def test_ward_of_many_tokens_takes_four_launches_for_some_samples_at_a_time(counted: list[Spy.Launch]) -> None:
+    n, d, b = 1030, 8, 60
+    with Allocations() as seen:
+        Problem(b, n, d, 12, "ward", "center").run()
+    assert [one.name for one in counted] == NAMES[4] * 2
+    assert [one.args["first_sample"] for one in counted if one.name != "gram_kernel"] == [0] * 3 + [30] * 3
+    assert [one.grid for one in counted if one.name == "cluster_kernel"] == [(30,), (30,)]
+    # Two matrices a sample, and little else.
+    assert 30 * 8 * n * n < max(seen.sizes) <= sum(seen.sizes) < resident.SCRATCH_BYTES
 
 
 @pytest.mark.parametrize(
@@ -99,6 +120,19 @@ def test_one_launch_and_four_give_the_same(
     monkeypatch.setattr(resident, "splits", lambda *_: True)
     assert_alike(problem.run(), expected, problem)
     assert [one.name for one in launches] == NAMES[1] + NAMES[4]
+
+
+@each_call
+def test_some_samples_at_a_time_give_the_same(
+    call: tuple[str, ...], launches: list[Spy.Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "config_of", lambda *_: SMALL)
+    monkeypatch.setattr(resident, "splits", lambda *_: True)
+    problem = Problem(3, 19, sized(20, gpu=21), sized(9, gpu=6), *call)
+    expected = problem.run()
+    monkeypatch.setattr(resident, "at_once", lambda *_: 2)
+    assert_same(problem.run(), expected)
+    assert [one.name for one in launches] == NAMES[4] * 3
 
 
 @pytest.mark.parametrize("output", ["center", "mean", "medoid"])
@@ -245,7 +279,7 @@ def test_configurations_fit_the_device(kilobytes: int, dtype: torch.dtype) -> No
     element = torch.empty(0, dtype=dtype).element_size()
     for warp in (32, 64):
         limits = Limits(processors=20, shared_bytes=kilobytes << 10, l2_bytes=4 << 20, warp=warp)
-        for n in (2, 16, 17, 100, 196, 256, 257, 576, 1024):
+        for n in (2, 16, 17, 100, 196, 256, 257, 576, 1024, 1030, 4096):
             found = resident_tiles.candidates(n, max(1, n // 2), dtype, limits)
             assert found[0] == resident_tiles.resident_config(n, max(1, n // 2), dtype, limits)
             assert len(set(found)) == len(found)

@@ -86,7 +86,7 @@ def test_the_batch_is_no_part_of_a_key() -> None:
 @pytest.mark.parametrize("limits", [HOPPER, *OTHERS, INTERPRETER])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_whatever_is_measured_may_be_kept(limits: Limits, dtype: torch.dtype) -> None:
-    for n in (1, 16, 49, 196, 576, 1024):
+    for n in (1, 16, 49, 196, 576, 1024, 1030, 4096):
         key = tuning.resident_key(n, max(1, n // 2), 384, dtype, "kmedoids")
         for config in candidates(n, max(1, n // 2), dtype, limits):
             tuning_cache.check(key, config._asdict(), limits)

@@ -44,7 +44,7 @@ def center_rows(p_x, p_mask, s, first, last, z, strides, rows, kind, tile):
     for c in range(0, z.ld_d, CHANNELS):
         o_d = c + tl.arange(0, CHANNELS)
         b_pivot = tl.load(s.pivot + o_d, mask=o_d < z.d, other=0.0)
-        for i in range(first, last, ROWS):
+        for i in tl.range(first, last, ROWS, num_stages=3):
             o_i = i + tl.arange(0, ROWS)
             m_i = valid_tokens(p_mask, o_i, z.n, strides.mask_n, kind.MASKED)
             b_x = load_tokens(p_x, o_i, o_d, m_i, z.d, strides.n, strides.d) - b_pivot[None, :]

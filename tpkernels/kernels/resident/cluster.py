@@ -8,6 +8,7 @@ from .codes import INIT_WARD, METHOD_KMEANS, METHOD_KMEDOIDS, METHOD_WARD, OUTPU
 from .kmeans import assign_means, update_means
 from .kmedoids import assign_medoids, member_costs, update_medoids
 from .members import slot_totals, sort_members, sort_slots
+from .scratch import vector_part
 from .starts import start_labels
 from .ward import ward_labels
 
@@ -60,6 +61,34 @@ def _iterate(plain, max_iter, p_mask, stride_mask, s, z, kind, tile):
 
 
 @triton.jit
+def _write_labels(out, b, updates, s, z, kind, tile):
+    """Writes the assignment and the source, which becomes the label; slots by their places."""
+    METHOD: tl.constexpr = kind.METHOD
+    OUTPUT: tl.constexpr = kind.OUTPUT
+    NP: tl.constexpr = tile.NP
+    V: tl.constexpr = vector_part(tile.NP)
+    for first in tl.range(0, NP, V, num_stages=1):
+        o_n = first + tl.arange(0, V)
+        m_n = o_n < z.n
+        b_label = tl.load(s.label + o_n, mask=m_n, other=-1)
+        b_place = b_label
+        if METHOD != METHOD_WARD or OUTPUT == OUTPUT_MEDOID:
+            b_place = tl.load(s.place + b_label, mask=b_label >= 0, other=-1)
+        b_source = b_place
+        if OUTPUT == OUTPUT_MEDOID or (METHOD == METHOD_KMEDOIDS and OUTPUT == OUTPUT_CENTER):
+            b_source = tl.where(tl.load(s.medoid + b_label, mask=b_label >= 0, other=NP) == o_n, b_place, -1)
+        elif METHOD == METHOD_KMEANS and OUTPUT == OUTPUT_CENTER:
+            # A center is the mean over the labels that its last update read.
+            b_old = tl.load(s.history + updates * NP + o_n, mask=m_n, other=-1)
+            b_source = tl.load(s.place + b_old, mask=b_old >= 0, other=-1)
+        tl.store(out.assignment + b * z.n + o_n, b_place.to(tl.int64), mask=m_n)
+        tl.store(out.source + b * z.n + o_n, b_source.to(tl.int64), mask=m_n)
+        tl.debug_barrier()
+        tl.store(s.label + o_n, b_source)
+        tl.debug_barrier()
+
+
+@triton.jit
 def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
     """Writes all results but the tokens, and leaves the sorted members in scratch for `pool_sample`."""
     NP: tl.constexpr = tile.NP
@@ -103,10 +132,10 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
             updates = ward_labels(p_heights, p_mask, strides.mask_n, count, peak > 0, scale, s, z, kind, tile)
             if OUTPUT == OUTPUT_CENTER:
                 # sum_i w_i ||x_i - mu||^2 = sum_i w_i (G_ii - x_i . mu) over a cluster
-                sort_members(s, z, tile)
+                sort_members(s.weight, s, z, tile, kind.WEIGHTED)
                 member_costs(s, z, kind, tile)
-                b_gap = (b_norm + tl.load(s.cost + o_n, mask=m_n, other=0.0)) / 2
-                loss = tl.maximum(tl.sum(tl.where(b_valid, b_gap * b_weight, 0.0), 0), 0.0) * scale
+                b_gap = (tl.load(s.norm + o_n) + tl.load(s.cost + o_n, mask=m_n, other=0.0)) / 2
+                loss = tl.maximum(tl.sum(tl.where(b_valid, b_gap * tl.load(s.weight + o_n), 0.0), 0), 0.0) * scale
     else:
         if plain == 0:
             if kind.INIT == INIT_WARD:
@@ -118,6 +147,8 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
         if plain == 0:
             b_cost = tl.load(s.cost + o_n, mask=m_n, other=0.0)
             loss = tl.sum(tl.where(b_valid, b_cost * b_weight, 0.0), 0) * scale
+    # Read again, since a vector that is kept over all rounds leaves those too few registers.
+    b_valid = valid_tokens(p_mask, o_n, n, strides.mask_n, kind.MASKED)
     if plain:
         # The valid tokens in order, split evenly over the slots.
         loss = tl.where(bad, float("nan"), 0.0)
@@ -132,13 +163,9 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
         tl.debug_barrier()
         update_medoids(s, z, kind, tile)
 
-    b_label = tl.load(s.label + o_n, mask=m_n, other=-1)
-    b_place = b_label
     if METHOD != METHOD_WARD or OUTPUT == OUTPUT_MEDOID:
-        sort_members(s, z, tile)
+        sort_members(s.weight, s, z, tile, False)
         _number_slots(s, z, tile)
-        b_place = tl.load(s.place + b_label, mask=b_label >= 0, other=-1)
-    b_source = b_place
     # Nested, since the outer condition is a compile-time constant.
     if METHOD == METHOD_KMEDOIDS or OUTPUT == OUTPUT_MEDOID:  # noqa: SIM102
         if plain:
@@ -147,12 +174,7 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
             m_live = tl.load(s.end + o_k, mask=o_k < k, other=0) > b_begin
             tl.store(s.medoid + o_k, tl.load(s.order + b_begin, mask=m_live, other=NP), mask=o_k < k)
             tl.debug_barrier()
-    if OUTPUT == OUTPUT_MEDOID or (METHOD == METHOD_KMEDOIDS and OUTPUT == OUTPUT_CENTER):
-        b_source = tl.where(tl.load(s.medoid + b_label, mask=b_label >= 0, other=NP) == o_n, b_place, -1)
-    elif METHOD == METHOD_KMEANS and OUTPUT == OUTPUT_CENTER:
-        # A center is the mean over the labels that its last update read.
-        b_old = tl.load(s.history + updates * NP + o_n, mask=m_n, other=-1)
-        b_source = tl.load(s.place + b_old, mask=b_old >= 0, other=-1)
+    _write_labels(out, b, updates, s, z, kind, tile)
     b_at = tl.load(s.place + o_k, mask=o_k < k, other=0)
     if METHOD == METHOD_KMEDOIDS or OUTPUT == OUTPUT_MEDOID:
         b_m = tl.load(s.medoid + o_k, mask=o_k < k, other=NP)
@@ -160,8 +182,6 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
         tl.store(s.token + b_at, b_m, mask=o_k < k)
     elif METHOD == METHOD_KMEANS:
         tl.store(s.token + b_at, o_k, mask=o_k < k)
-    tl.store(out.assignment + b * n + o_n, b_place.to(tl.int64), mask=m_n)
-    tl.store(out.source + b * n + o_n, b_source.to(tl.int64), mask=m_n)
     tl.store(out.n_iter + b, updates)
     if OUTPUT == OUTPUT_CENTER:
         tl.store(out.loss + b, loss)
@@ -174,13 +194,12 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
         most = tl.max(b_pool, 0)
         most = tl.where((most > 0) & (most < float("inf")), most, 1.0)
     tl.debug_barrier()
-    tl.store(s.label + o_n, b_source)
     tl.store(s.pool + o_n, b_pool / most)
     # Labels are places from here on.
     tl.store(s.place + o_k, o_k)
     tl.debug_barrier()
-    sort_members(s, z, tile)
-    slot_totals(s.pool, o_k < k, s, z, tile, kind.POOL_WEIGHTED)
+    sort_members(s.pool, s, z, tile, kind.POOL_WEIGHTED)
+    slot_totals(o_k < k, s, tile, kind.POOL_WEIGHTED)
     sort_slots(o_k < k, s, tile)
     b_total = tl.load(s.total + o_k, mask=o_k < k, other=0.0)
     tl.store(out.total + b * k + o_k, tl.where(b_total > 0, b_total * most, b_total), mask=o_k < k)

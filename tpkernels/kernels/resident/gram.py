@@ -20,6 +20,14 @@ def _product(b_i, b_j, b_gram, kind):
 
 
 @triton.jit
+def _products(p_i, p_j, begin_i, begin_j, b_gram, z, kind, BD: tl.constexpr):
+    """b_gram and the products over all channels of what begins so many entries after p_i and p_j."""
+    for c in range(0, z.ld_d, BD):
+        b_gram = _product(tl.load(p_i + (begin_i + c)), tl.load(p_j + (begin_j + c)), b_gram, kind)
+    return b_gram
+
+
+@triton.jit
 def gram_tile(s, i, j, inexact, rows, z, kind, tile):
     """Writes rows i.. and columns j.. (j <= i) of the Gram matrix and their mirror image.
 
@@ -35,14 +43,12 @@ def gram_tile(s, i, j, inexact, rows, z, kind, tile):
     low = rows * z.ld_d
     b_gram = tl.zeros((T, T), tl.float32)
     # Rows beyond N are old scratch: they reach no other row, and their entries are not stored.
-    for c in range(0, z.ld_d, BD):
-        b_gram = _product(tl.load(p_i + c), tl.load(p_j + c), b_gram, kind)
+    b_gram = _products(p_i, p_j, 0, 0, b_gram, z, kind, BD)
     # Nested, since the outer condition is a compile-time constant.
     if kind.HALVES:  # noqa: SIM102
         if inexact > 0:
-            for c in tl.range(0, z.ld_d, BD, num_stages=1):
-                b_gram = _product(tl.load(p_i + c), tl.load(p_j + low + c), b_gram, kind)
-                b_gram = _product(tl.load(p_i + low + c), tl.load(p_j + c), b_gram, kind)
+            b_gram = _products(p_i, p_j, 0, low, b_gram, z, kind, BD)
+            b_gram = _products(p_i, p_j, low, 0, b_gram, z, kind, BD)
     # Mirror the lower triangle, so that the matrix is symmetric to the last bit.
     b_mirror = tl.trans(b_gram)
     if i == j:

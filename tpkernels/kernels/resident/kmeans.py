@@ -8,7 +8,7 @@ rows of G, as pooled tokens are means of rows of X.
 import triton
 import triton.language as tl
 
-from .members import member_means, slot_totals, sort_members, sort_slots
+from .members import AHEAD, member_means, members_ahead, slot_totals, sort_members, sort_slots, weights_ahead
 from .nearest import assign_nearest
 
 
@@ -38,28 +38,30 @@ def update_means(turn, s, z, kind, tile):
     does a slot that lost all members.
     """
     m_changed = _changed_slots(turn, s, z, tile)
-    sort_members(s, z, tile)
-    slot_totals(s.weight, m_changed, s, z, tile, kind.WEIGHTED)
-    slots = sort_slots(m_changed, s, tile)
+    sort_members(s.weight, s, z, tile, kind.WEIGHTED)
+    slot_totals(m_changed, s, tile, kind.WEIGHTED)
     # Slots are at their own places.
     o_k = tl.arange(0, tile.KP)
     tl.store(s.place + o_k, o_k)
     tl.debug_barrier()
-    member_means(
-        s.gram, s.weight, s.place, s.product, slots, s, 0, z.ld, z.ld, 1, z.ld, z, tile, kind.WEIGHTED, True, tile.C
-    )
+    slots = sort_slots(m_changed, s, tile)
+    member_means(s.gram, s.product, slots, s, 0, z.ld, z.ld, 1, z.ld, z, tile, kind.WEIGHTED, True, tile.C)
     tl.debug_barrier()
     b_begin = tl.load(s.begin + o_k)
     b_count = tl.where(m_changed, tl.load(s.end + o_k) - b_begin, 0)
     b_total = tl.load(s.total + o_k)
     b_sum = tl.zeros((tile.KP,), tl.float32)
-    for step in tl.range(0, tl.max(b_count, 0), num_stages=1):
-        m_in = step < b_count
-        b_token = tl.load(s.order + b_begin + step, mask=m_in, other=0)
-        b_own = tl.load(s.product + o_k * z.ld + b_token, mask=m_in, other=0.0)
-        if kind.WEIGHTED:
-            b_own *= tl.where(b_total < 0, 1.0, tl.load(s.weight + b_token, mask=m_in, other=0.0))
-        b_sum += b_own
+    for first in tl.range(0, tl.max(b_count, 0), AHEAD, num_stages=1):
+        b_members = members_ahead(s, b_begin, first, z, tile, AHEAD)
+        b_own = ()
+        for step in tl.static_range(AHEAD):
+            b_own += (tl.load(s.product + tl.minimum(o_k, z.k - 1) * z.ld + b_members[step]),)
+        b_weight = weights_ahead(s, b_begin, first, AHEAD)
+        for step in tl.static_range(AHEAD):
+            b_product = b_own[step]
+            if kind.WEIGHTED:
+                b_product *= tl.where(b_total < 0, 1.0, b_weight[step])
+            b_sum += tl.where(first + step < b_count, b_product, 0.0)
     tl.store(s.square + o_k, b_sum / tl.abs(b_total), mask=b_count > 0)
     tl.store(s.stamp + o_k, tl.zeros((tile.KP,), tl.int32) + turn, mask=b_count > 0)
     tl.debug_barrier()

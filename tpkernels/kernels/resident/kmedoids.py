@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .members import sort_members
 from .nearest import assign_nearest
+from .scratch import vector_part
 
 # Costs that differ by less than the Gram matrix's rounding are tied, and the lowest index wins.
 SLACK = tl.constexpr(2.0**-20)
@@ -18,51 +19,65 @@ SLACK = tl.constexpr(2.0**-20)
 @triton.jit
 def member_costs(s, z, kind, tile):
     """Writes `G_ii - 2 sum_{j in C} w_j G_ij / W` [N] of every token in its own cluster, after `sort_members`."""
-    o_n = tl.arange(0, tile.NP)
-    b_label = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
-    b_begin = tl.load(s.begin + b_label, mask=b_label >= 0, other=0)
-    b_count = tl.load(s.end + b_label, mask=b_label >= 0, other=0) - b_begin
-    b_sum = tl.zeros((tile.NP,), tl.float32)
-    b_dot = tl.zeros((tile.NP,), tl.float32)
-    b_mass = tl.zeros((tile.NP,), tl.float32)
-    for step in tl.range(0, tl.max(b_count, 0), num_stages=1):
-        m_in = step < b_count
-        b_member = tl.load(s.order + b_begin + step, mask=m_in, other=0)
-        b_g = tl.load(s.gram + b_member * z.ld + o_n, mask=m_in, other=0.0)
-        b_sum += b_g
-        if kind.WEIGHTED:
-            b_weight = tl.load(s.weight + b_member, mask=m_in, other=0.0)
-            b_dot += b_weight * b_g
-            b_mass += b_weight
-    # Weights that sum to 0 count as equal ones.
-    m_equal = b_mass == 0
-    b_mean = tl.where(m_equal, b_sum, b_dot) / tl.where(m_equal, tl.maximum(b_count, 1).to(tl.float32), b_mass)
-    tl.store(s.cost + o_n, tl.load(s.norm + o_n, mask=o_n < z.n, other=0.0) - 2 * b_mean, mask=o_n < z.n)
+    V: tl.constexpr = vector_part(tile.NP)
+    for first in tl.range(0, tile.NP, V, num_stages=1):
+        o_n = first + tl.arange(0, V)
+        b_label = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
+        b_begin = tl.load(s.begin + b_label, mask=b_label >= 0, other=0)
+        b_count = tl.load(s.end + b_label, mask=b_label >= 0, other=0) - b_begin
+        b_sum = tl.zeros((V,), tl.float32)
+        b_dot = tl.zeros((V,), tl.float32)
+        b_mass = tl.zeros((V,), tl.float32)
+        # Nothing is stored in this loop, so that members may be loaded ahead.
+        for step in tl.range(0, tl.max(b_count, 0), num_stages=3):
+            m_in = step < b_count
+            b_member = tl.load(s.order + b_begin + step, mask=m_in, other=0)
+            b_g = tl.load(s.gram + b_member * z.ld + o_n, mask=m_in, other=0.0)
+            b_sum += b_g
+            if kind.WEIGHTED:
+                b_weight = tl.load(s.ordered_weight + b_begin + step, mask=m_in, other=0.0)
+                b_dot += b_weight * b_g
+                b_mass += b_weight
+        # Weights that sum to 0 count as equal ones.
+        m_equal = b_mass == 0
+        b_mean = tl.where(m_equal, b_sum, b_dot) / tl.where(m_equal, tl.maximum(b_count, 1).to(tl.float32), b_mass)
+        tl.store(s.cost + o_n, tl.load(s.norm + o_n, mask=o_n < z.n, other=0.0) - 2 * b_mean, mask=o_n < z.n)
     tl.debug_barrier()
 
 
 @triton.jit
+def _ordered(b_bits):
+    """Bits of a float as an integer that orders as it does, and back."""
+    return b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
 def update_medoids(s, z, kind, tile):
-    """Writes the medoid [K] of every slot (NP for a slot without members) and its norm (+inf), from labels [N]."""
+    """Writes the medoid [K] of every slot (NP for a slot without members) and its norm (+inf), from labels [N].
+
+    Minima over a slot's members are atomic ones of integers, which are the same in any order.
+    """
     NP: tl.constexpr = tile.NP
-    sort_members(s, z, tile)
-    member_costs(s, z, kind, tile)
     o_k = tl.arange(0, tile.KP)
-    b_begin = tl.load(s.begin + o_k, mask=o_k < z.k, other=0)
-    b_count = tl.load(s.end + o_k, mask=o_k < z.k, other=0) - b_begin
-    most = tl.max(b_count, 0)
-    b_least = tl.full((tile.KP,), float("inf"), tl.float32)
-    for step in tl.range(0, most, num_stages=1):
-        b_token = tl.load(s.order + b_begin + step, mask=step < b_count, other=0)
-        b_least = tl.minimum(b_least, tl.load(s.cost + b_token, mask=step < b_count, other=float("inf")))
-    b_medoid = tl.full((tile.KP,), NP, tl.int32)
-    for step in tl.range(0, most, num_stages=1):
-        m_in = step < b_count
-        b_token = tl.load(s.order + b_begin + step, mask=m_in, other=0)
-        b_cost = tl.load(s.cost + b_token, mask=m_in, other=float("inf"))
-        b_slack = SLACK * tl.load(s.norm + b_token, mask=m_in, other=0.0)
-        b_medoid = tl.where(m_in & (b_cost <= b_least + b_slack), tl.minimum(b_medoid, b_token), b_medoid)
-    tl.store(s.medoid + o_k, b_medoid, mask=o_k < z.k)
+    tl.store(s.bound + o_k, tl.full((tile.KP,), 0x7FFFFFFF, tl.int32))
+    tl.store(s.medoid + o_k, tl.full((tile.KP,), NP, tl.int32))
+    sort_members(s.weight, s, z, tile, kind.WEIGHTED)
+    member_costs(s, z, kind, tile)
+    V: tl.constexpr = vector_part(NP)
+    for first in tl.range(0, NP, V, num_stages=1):
+        o_n = first + tl.arange(0, V)
+        b_label = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
+        b_cost = tl.load(s.cost + o_n)
+        tl.atomic_min(s.bound + b_label, _ordered(b_cost.to(tl.int32, bitcast=True)), mask=b_label >= 0, sem="relaxed")
+    tl.debug_barrier()
+    for first in tl.range(0, NP, V, num_stages=1):
+        o_n = first + tl.arange(0, V)
+        b_label = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
+        b_least = _ordered(tl.load(s.bound + b_label, mask=b_label >= 0, other=0)).to(tl.float32, bitcast=True)
+        m_tied = tl.load(s.cost + o_n) <= b_least + SLACK * tl.load(s.norm + o_n)
+        tl.atomic_min(s.medoid + b_label, o_n, mask=(b_label >= 0) & m_tied, sem="relaxed")
+    tl.debug_barrier()
+    b_medoid = tl.load(s.medoid + o_k)
     b_norm = tl.load(s.norm + b_medoid, mask=b_medoid < NP, other=float("inf"))
     tl.store(s.square + o_k, b_norm, mask=o_k < z.k)
     tl.debug_barrier()

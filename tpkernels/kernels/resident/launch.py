@@ -8,7 +8,8 @@ clusters on that matrix in scratch of its own, and reads the tokens again to poo
 
 There is scratch for each program, not for each sample. Few large samples take four launches of the same parts, so that
 several programs share a sample: blocks of centered tokens, tiles of the Gram matrix, the clustering, and channels of
-the pooled tokens. Both ways compute the same numbers in the same order.
+the pooled tokens. Both ways compute the same numbers in the same order. Where not all samples have scratch at once, the
+four launches are made for some at a time, from `first_sample` on.
 
 Of the four a kernel is given what it reads, and zeros in other fields of a tuple: those would make variants of it.
 """
@@ -61,17 +62,18 @@ def resident_kernel(tensors, out, p_room, shape, strides, batch, n, k, max_iter,
         pool_sample(p_x, out.tokens + b * k * shape.d, 0, shape.d, s, z, strides, kind, tile)
 
 
-@triton.jit(do_not_specialize=["n", "k"])
-def center_kernel(p_x, p_mask, p_room, shape, strides, n, k, kind, tile):
+@triton.jit(do_not_specialize=["first_sample", "n", "k"])
+def center_kernel(p_x, p_mask, p_room, shape, strides, first_sample, n, k, kind, tile):
     """First of four: a program centers T tokens of a sample.
 
     Benign race: every program of a sample stores the same pivots.
     """
     blocks = tl.cdiv(n, tile.T)
-    b = tl.program_id(0).to(tl.int64) // blocks
+    at = tl.program_id(0).to(tl.int64) // blocks
     block = tl.program_id(0) % blocks
     z = _sizes(n, k, shape, tile)
-    s = _scratch(p_room, b, shape, z, kind, tile)
+    s = _scratch(p_room, at, shape, z, kind, tile)
+    b = first_sample + at
     p_x += b * strides.b
     p_mask += b * strides.mask_b
     channel_pivots(p_x, p_mask, s, z, strides, kind, tile)
@@ -95,22 +97,23 @@ def gram_kernel(p_room, shape, n, k, kind, tile):
         gram_tile(s, i, j, inexact, tiles * tile.T, z, kind, tile)
 
 
-@triton.jit(do_not_specialize=["n", "k", "max_iter"])
-def cluster_kernel(tensors, out, p_room, shape, strides, n, k, max_iter, kind, tile):
+@triton.jit(do_not_specialize=["first_sample", "n", "k", "max_iter"])
+def cluster_kernel(tensors, out, p_room, shape, strides, first_sample, n, k, max_iter, kind, tile):
     """Third of four: a program clusters a sample on its Gram matrix."""
-    b = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(0).to(tl.int64)
     z = _sizes(n, k, shape, tile)
-    s = _scratch(p_room, b, shape, z, kind, tile)
-    cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile)
+    s = _scratch(p_room, at, shape, z, kind, tile)
+    cluster_sample(tensors, out, s, first_sample + at, max_iter, z, strides, kind, tile)
 
 
-@triton.jit(do_not_specialize=["n", "k"])
-def pool_kernel(p_x, p_tokens, p_room, shape, strides, n, k, kind, tile):
+@triton.jit(do_not_specialize=["first_sample", "n", "k"])
+def pool_kernel(p_x, p_tokens, p_room, shape, strides, first_sample, n, k, kind, tile):
     """Fourth of four: a program pools P channels of a sample."""
     parts = tl.cdiv(shape.d, tile.P)
-    b = tl.program_id(0).to(tl.int64) // parts
+    at = tl.program_id(0).to(tl.int64) // parts
     first = tl.program_id(0) % parts * tile.P
     z = _sizes(n, k, shape, tile)
-    s = _scratch(p_room, b, shape, z, kind, tile)
+    s = _scratch(p_room, at, shape, z, kind, tile)
+    b = first_sample + at
     last = tl.minimum(first + tile.P, shape.d)
     pool_sample(p_x + b * strides.b, p_tokens + b * k * shape.d, first, last, s, z, strides, kind, tile)

@@ -21,7 +21,7 @@ def assign_nearest(p_rows, p_row, p_mask, stride_mask, s, z, kind, tile, TOKENS:
         b_best = tl.full((R, C), float("inf"), tl.float32)
         b_slot = tl.zeros((R, C), tl.int32)
         # No pipelining: a load of scratch that is issued ahead could pass a barrier.
-        for t in tl.range(0, z.k, R, num_stages=1):
+        for t in tl.range(0, z.k, R, num_stages=3):
             o_t = t + tl.arange(0, R)
             b_square = tl.load(s.square + o_t)
             b_row = tl.minimum(o_t, z.k - 1)

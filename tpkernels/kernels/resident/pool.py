@@ -63,7 +63,7 @@ def pool_sample(p_x, p_tokens, first_d, last_d, s, z, strides, kind, tile):
         b_live = (tl.load(s.end + o_k) > tl.load(s.begin + o_k)).to(tl.int32)
         slots = tl.sum(b_live, 0)
         member_means(
-            p_x, s.pool, s.place, p_tokens, slots, s, first_d, last_d, strides.n, strides.d, z.d, z, tile,
+            p_x, p_tokens, slots, s, first_d, last_d, strides.n, strides.d, z.d, z, tile,
             kind.POOL_WEIGHTED, False, P,
         )  # fmt: skip
         if slots < z.k:

@@ -12,17 +12,29 @@ import triton.language as tl
 from .codes import INIT_WARD, METHOD_KMEANS, METHOD_WARD, OUTPUT_MEAN
 
 # Vectors by the buffer that they lie in and what they have an entry for.
-TOKEN_FLOATS, SLOT_FLOATS = tl.constexpr(10), tl.constexpr(2)
-TOKEN_INTS, SLOT_INTS = tl.constexpr(11), tl.constexpr(7)
+TOKEN_FLOATS, SLOT_FLOATS = tl.constexpr(13), tl.constexpr(3)
+TOKEN_INTS, SLOT_INTS = tl.constexpr(11), tl.constexpr(10)
+# Entries of a vector that are taken at a time where much is held for each of them: registers have no room for more.
+VECTOR = tl.constexpr(1024)
 
 
 class Scratch(NamedTuple):
-    """Pointers. By token [NP] floats: weight, pool (weights), norm, cost, mass, joined (the mass of a pair's second
-    cluster), below, least, gap (what a pair's merge costs), height. By slot [KP] floats: square, total. Then pivot
-    [ld_d] and the matrices [N, ld] gram, cost_matrix (Ward's, which may be the same) and product [K, ld].
+    """Pointers, in floats:
 
-    By token [NP] ints: label, order, near, partner, pair, scan, touched, parent, turn, other, gone. By slot [KP] ints:
-    begin, end, token, medoid, stamp, place, by_size. Then history [max_iter + 1, NP]. centered is [2 or 1, rows, ld_d].
+    - by token [NP]: weight, pool (weights), norm, cost, mass, signed (a mass before a round, and what becomes of it),
+      below, least, height; by pair of clusters that merge: first_mass, second_mass, gap (what that costs); by place in
+      `order`: ordered_weight;
+    - by slot [KP]: square, total, and by falling number of members sorted_total;
+    - pivot [ld_d] and the matrices [N, ld] gram, cost_matrix (Ward's, which may be the same) and product [K, ld].
+
+    In ints:
+
+    - by token [NP]: label, order, near, first, second (of a pair), scan, touched, parent, turn, other, gone;
+    - by slot [KP]: begin, end, token, medoid, bound, stamp, place, and by falling number of members sorted_begin,
+      sorted_count, sorted_place;
+    - history [max_iter + 1, NP].
+
+    centered is [2 or 1, rows, ld_d].
     """
 
     weight: tl.tensor
@@ -30,13 +42,17 @@ class Scratch(NamedTuple):
     norm: tl.tensor
     cost: tl.tensor
     mass: tl.tensor
-    joined: tl.tensor
+    signed: tl.tensor
     below: tl.tensor
     least: tl.tensor
-    gap: tl.tensor
     height: tl.tensor
+    first_mass: tl.tensor
+    second_mass: tl.tensor
+    gap: tl.tensor
+    ordered_weight: tl.tensor
     square: tl.tensor
     total: tl.tensor
+    sorted_total: tl.tensor
     pivot: tl.tensor
     gram: tl.tensor
     cost_matrix: tl.tensor
@@ -44,8 +60,8 @@ class Scratch(NamedTuple):
     label: tl.tensor
     order: tl.tensor
     near: tl.tensor
-    partner: tl.tensor
-    pair: tl.tensor
+    first: tl.tensor
+    second: tl.tensor
     scan: tl.tensor
     touched: tl.tensor
     parent: tl.tensor
@@ -56,9 +72,12 @@ class Scratch(NamedTuple):
     end: tl.tensor
     token: tl.tensor
     medoid: tl.tensor
+    bound: tl.tensor
     stamp: tl.tensor
     place: tl.tensor
-    by_size: tl.tensor
+    sorted_begin: tl.tensor
+    sorted_count: tl.tensor
+    sorted_place: tl.tensor
     history: tl.tensor
     centered: tl.tensor
 
@@ -97,6 +116,12 @@ def has_second_matrix(method: int, init: int, output: int) -> bool:
     return output != OUTPUT_MEAN if method == METHOD_WARD else init == INIT_WARD
 
 
+@triton.constexpr_function
+def vector_part(width: int) -> int:
+    """How many entries of a vector of such a width are taken at a time."""
+    return width if width < VECTOR.value else VECTOR.value
+
+
 @triton.jit
 def scratch_of(p_floats, p_ints, p_centered, z, kind, tile):
     """The parts of the scratch that begins at the pointers."""
@@ -111,10 +136,12 @@ def scratch_of(p_floats, p_ints, p_centered, z, kind, tile):
     p_of_slots = p_ints + TOKEN_INTS * NP
     return Scratch(
         p_floats, p_floats + NP, p_floats + 2 * NP, p_floats + 3 * NP, p_floats + 4 * NP, p_floats + 5 * NP,
-        p_floats + 6 * NP, p_floats + 7 * NP, p_floats + 8 * NP, p_floats + 9 * NP, p_slots, p_slots + KP, p_pivot,
+        p_floats + 6 * NP, p_floats + 7 * NP, p_floats + 8 * NP, p_floats + 9 * NP, p_floats + 10 * NP,
+        p_floats + 11 * NP, p_floats + 12 * NP, p_slots, p_slots + KP, p_slots + 2 * KP, p_pivot,
         p_gram, p_costs, p_costs + z.n * z.ld,
         p_ints, p_ints + NP, p_ints + 2 * NP, p_ints + 3 * NP, p_ints + 4 * NP, p_ints + 5 * NP, p_ints + 6 * NP,
         p_ints + 7 * NP, p_ints + 8 * NP, p_ints + 9 * NP, p_ints + 10 * NP,
         p_of_slots, p_of_slots + KP, p_of_slots + 2 * KP, p_of_slots + 3 * KP, p_of_slots + 4 * KP,
-        p_of_slots + 5 * KP, p_of_slots + 6 * KP, p_of_slots + SLOT_INTS * KP, p_centered,
+        p_of_slots + 5 * KP, p_of_slots + 6 * KP, p_of_slots + 7 * KP, p_of_slots + 8 * KP,
+        p_of_slots + 9 * KP, p_of_slots + SLOT_INTS * KP, p_centered,
     )  # fmt: skip

@@ -20,11 +20,13 @@ import triton.language as tl
 
 from ..tokens import valid_tokens
 from .order import ascending
-from .scratch import has_second_matrix
+from .scratch import has_second_matrix, vector_part
 
 # Bits of +inf; more than any cost's bits or any token.
 INF = tl.constexpr(0x7F800000)
 BIG = tl.constexpr(0x7FFFFFFF)
+# Blocks of columns that are loaded before any is stored or compared, so that a warp waits once for all.
+BLOCKS = tl.constexpr(2)
 
 
 @triton.jit
@@ -56,6 +58,15 @@ def _store_nearest(s, b_least, b_block, o_r, m_r, C: tl.constexpr):
 
 
 @triton.jit
+def _of_columns(p_of, o_c, R: tl.constexpr):
+    """The entries of columns o_c, [R, C] with equal rows.
+
+    Each lane loads its own: a vector [C] would be shared out between the warps, and go through shared memory.
+    """
+    return tl.load(tl.broadcast_to((p_of + o_c)[None, :], (R, o_c.shape[0])))
+
+
+@triton.jit
 def _first_costs(s, z, kind, tile):
     """Writes the costs [N, ld] of merging two tokens, +inf for a token with itself, and every token's nearest."""
     o_n = tl.arange(0, tile.NP)
@@ -65,6 +76,7 @@ def _first_costs(s, z, kind, tile):
     tl.debug_barrier()
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C
+    U: tl.constexpr = BLOCKS if tile.NP > C else 1
     for r in range(0, z.n, R):
         m_r = r + tl.arange(0, R) < z.n
         o_r = tl.minimum(r + tl.arange(0, R), z.n - 1)
@@ -72,23 +84,29 @@ def _first_costs(s, z, kind, tile):
         b_norm_r = tl.load(s.norm + o_r)
         b_least = tl.full((R, C), INF, tl.int32)
         b_block = tl.zeros((R, C), tl.int32)
-        for j in tl.static_range(tile.NP // C):
-            c = (r // C ^ j) * C
-            if c < z.n:
-                o_c = tl.arange(0, C) + c
-                o_at = o_r[:, None] * z.ld + o_c[None, :]
-                b_cost = b_norm_r[:, None] + tl.load(s.norm + o_c)[None, :]
-                b_cost = tl.maximum(b_cost - 2 * tl.load(s.gram + o_at), 0.0)
-                if kind.WEIGHTED:
-                    b_mass = tl.load(s.mass + o_c)[None, :]
-                    b_cost *= b_mass_r[:, None] * b_mass * _over(b_mass_r[:, None] + b_mass)
-                else:
-                    b_cost *= 0.5 / tile.NP
+        for first in tl.range(0, tile.NP // C, U, num_stages=1):
+            if (r // C ^ first) // U * U * C < z.n:
+                b_cost = ()
+                b_gone = ()
+                for block in tl.static_range(U):
+                    o_c = tl.arange(0, C) + (r // C ^ (first + block)) * C
+                    b_new = b_norm_r[:, None] + _of_columns(s.norm, o_c, R)
+                    b_new = tl.maximum(b_new - 2 * tl.load(s.gram + o_r[:, None] * z.ld + o_c[None, :]), 0.0)
+                    if kind.WEIGHTED:
+                        b_mass = _of_columns(s.mass, o_c, R)
+                        b_new *= b_mass_r[:, None] * b_mass * _over(b_mass_r[:, None] + b_mass)
+                    else:
+                        b_new *= 0.5 / tile.NP
+                    b_cost += (b_new,)
+                    b_gone += (_of_columns(s.gone, o_c, R),)
                 tl.debug_barrier()
-                # Whole padded rows store as vectors.
-                tl.store(s.cost_matrix + o_at, b_cost, mask=m_r[:, None] & (o_c < z.ld)[None, :])
-                b_cost = (b_cost.to(tl.int32, bitcast=True) | tl.load(s.gone + o_c)[None, :]) & BIG
-                b_least, b_block = _nearer(b_cost, b_least, b_block, j)
+                for block in tl.static_range(U):
+                    o_c = tl.arange(0, C) + (r // C ^ (first + block)) * C
+                    # Whole padded rows store as vectors.
+                    m_at = m_r[:, None] & (o_c < z.ld)[None, :]
+                    tl.store(s.cost_matrix + o_r[:, None] * z.ld + o_c[None, :], b_cost[block], mask=m_at)
+                    b_bits = (b_cost[block].to(tl.int32, bitcast=True) | b_gone[block]) & BIG
+                    b_least, b_block = _nearer(b_bits, b_least, b_block, first + block)
         _store_nearest(s, b_least, b_block, o_r, m_r, C)
     tl.debug_barrier()
     if has_second_matrix(kind.METHOD, kind.INIT, kind.OUTPUT):
@@ -97,20 +115,32 @@ def _first_costs(s, z, kind, tile):
 
 
 @triton.jit
+def _look(j, o_r, b_least, b_block, s, z, C: tl.constexpr):
+    """`_nearer` for block j of rows o_r."""
+    # A cluster that is gone may have left a negative number.
+    o_c = ((o_r // C ^ j) * C)[:, None] + tl.arange(0, C)[None, :]
+    b_cost = tl.load(s.cost_matrix + o_r[:, None] * z.ld + o_c).to(tl.int32, bitcast=True)
+    return _nearer((b_cost | tl.load(s.gone + o_c)) & BIG, b_least, b_block, j)
+
+
+@triton.jit
 def _scan(count, s, z, tile):
     """Looks for the nearest neighbors of the rows scan[..count] among the clusters that are there."""
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C
-    for r in range(0, count, R):
+    # Neither loop stores what it loads, so that rows may be copied ahead: whole ones where they are short, else blocks.
+    SHORT: tl.constexpr = tile.NP <= BLOCKS * C
+    for r in tl.range(0, count, R, num_stages=3 if SHORT else 1):
         m_r = r + tl.arange(0, R) < count
         o_r = tl.load(s.scan + r + tl.arange(0, R), mask=m_r, other=0)
         b_least = tl.full((R, C), INF, tl.int32)
         b_block = tl.zeros((R, C), tl.int32)
-        for j in tl.static_range(tile.NP // C):
-            # A cluster that is gone may have left a negative number.
-            o_c = ((o_r // C ^ j) * C)[:, None] + tl.arange(0, C)[None, :]
-            b_cost = tl.load(s.cost_matrix + o_r[:, None] * z.ld + o_c).to(tl.int32, bitcast=True)
-            b_least, b_block = _nearer((b_cost | tl.load(s.gone + o_c)) & BIG, b_least, b_block, j)
+        if SHORT:
+            for j in tl.static_range(tile.NP // C):
+                b_least, b_block = _look(j, o_r, b_least, b_block, s, z, C)
+        else:
+            for j in tl.range(0, tile.NP // C, num_stages=3):
+                b_least, b_block = _look(j, o_r, b_least, b_block, s, z, C)
         _store_nearest(s, b_least, b_block, o_r, m_r, C)
     tl.debug_barrier()
 
@@ -119,103 +149,120 @@ def _scan(count, s, z, tile):
 def _merge_pairs(turn, limit, s, z, tile):
     """Finds the mutual pairs below the limit and records their merges; returns how many, and how many rows to scan.
 
-    Writes the clusters that merge, by their lowest tokens (pair), and the rows to scan.
+    Writes the pairs (the tokens of both clusters, their masses before, and what the merge costs), each cluster's mass
+    now, the rows to scan, and of every column its mass before: negative where it merges, infinite where nothing is.
     """
-    NP: tl.constexpr = tile.NP
-    o_n = tl.arange(0, NP)
-    m_live = tl.load(s.gone + o_n) == 0
-    b_least = tl.load(s.least + o_n, mask=m_live, other=float("inf"))
-    b_near = tl.load(s.near + o_n, mask=m_live, other=0)
-    b_below = tl.load(s.below + o_n)
-    m_open = m_live & (b_least < limit)
-    m_pair = m_open & (tl.load(s.near + b_near, mask=m_open, other=-1) == o_n)
-    b_joined = tl.load(s.mass + b_near, mask=m_pair, other=0.0)
-    b_made = tl.maximum(b_least, tl.maximum(b_below, tl.load(s.below + b_near, mask=m_pair, other=0.0)))
-    m_first = m_pair & (o_n < b_near)
-    m_gone = m_pair & (o_n > b_near)
-    b_place = tl.cumsum(m_first.to(tl.int32), 0)
-    pairs = tl.max(b_place, 0)
-    # Every lane has loaded the old state before any lane overwrites it.
+    V: tl.constexpr = vector_part(tile.NP)
+    pairs = 0
+    for first in tl.range(0, tile.NP, V, num_stages=1):
+        o_n = first + tl.arange(0, V)
+        m_live = tl.load(s.gone + o_n) == 0
+        b_least = tl.load(s.least + o_n, mask=m_live, other=float("inf"))
+        b_near = tl.load(s.near + o_n, mask=m_live, other=0)
+        b_below = tl.load(s.below + o_n)
+        m_open = m_live & (b_least < limit)
+        m_pair = m_open & (tl.load(s.near + b_near, mask=m_open, other=-1) == o_n)
+        b_mass = tl.load(s.mass + o_n)
+        b_joined = tl.load(s.mass + b_near, mask=m_pair, other=0.0)
+        # A cluster of an earlier block has the height already, which changes no maximum.
+        b_made = tl.maximum(b_least, tl.maximum(b_below, tl.load(s.below + b_near, mask=m_pair, other=0.0)))
+        m_first = m_pair & (o_n < b_near)
+        m_gone = m_pair & (o_n > b_near)
+        b_place = pairs + tl.cumsum(m_first.to(tl.int32), 0)
+        pairs = tl.max(b_place, 0)
+        # Every lane has loaded the old state before any lane overwrites it.
+        tl.debug_barrier()
+        tl.store(s.first + b_place - 1, o_n, mask=m_first)
+        tl.store(s.second + b_place - 1, b_near, mask=m_first)
+        tl.store(s.first_mass + b_place - 1, b_mass, mask=m_first)
+        tl.store(s.second_mass + b_place - 1, b_joined, mask=m_first)
+        tl.store(s.gap + b_place - 1, b_least, mask=m_first)
+        tl.store(s.touched + o_n, m_pair.to(tl.int32))
+        tl.store(s.signed + o_n, tl.where(m_pair, -b_mass, tl.where(m_live, b_mass, float("inf"))))
+        tl.store(s.mass + o_n, b_mass + b_joined, mask=m_first)
+        tl.store(s.below + o_n, b_made, mask=m_first)
+        tl.store(s.gone + o_n, tl.full((V,), INF, tl.int32), mask=m_gone)
+        tl.store(s.parent + o_n, b_near, mask=m_gone)
+        tl.store(s.height + o_n, b_made, mask=m_gone)
+        tl.store(s.turn + o_n, tl.zeros((V,), tl.int32) + turn, mask=m_gone)
+        tl.debug_barrier()
+    rows = 0
+    for first in tl.range(0, tile.NP, V, num_stages=1):
+        o_n = first + tl.arange(0, V)
+        m_live = tl.load(s.gone + o_n) == 0
+        b_near = tl.load(s.near + o_n, mask=m_live, other=0)
+        m_scan = m_live & (tl.load(s.touched + b_near, mask=m_live, other=0) > 0)
+        m_scan = tl.where(pairs == 0, m_live, m_scan)
+        b_place = rows + tl.cumsum(m_scan.to(tl.int32), 0)
+        rows = tl.max(b_place, 0)
+        tl.store(s.scan + b_place - 1, o_n, mask=m_scan)
+        if V < tile.NP:
+            tl.debug_barrier()
     tl.debug_barrier()
-    tl.store(s.pair + b_place - 1, o_n, mask=m_first)
-    tl.store(s.partner + o_n, tl.where(m_first, b_near, -1))
-    tl.store(s.joined + o_n, tl.where(m_first, b_joined, 0.0))
-    tl.store(s.gap + o_n, tl.where(m_first, b_least, 0.0))
-    tl.store(s.touched + o_n, m_pair.to(tl.int32))
-    tl.store(s.below + o_n, b_made, mask=m_first)
-    tl.store(s.gone + o_n, tl.full((NP,), INF, tl.int32), mask=m_gone)
-    tl.store(s.parent + o_n, b_near, mask=m_gone)
-    tl.store(s.height + o_n, b_made, mask=m_gone)
-    tl.store(s.turn + o_n, tl.zeros((NP,), tl.int32) + turn, mask=m_gone)
-    tl.debug_barrier()
-    m_scan = m_live & (m_gone == 0) & (tl.load(s.touched + b_near, mask=m_live, other=0) > 0)
-    m_scan = tl.where(pairs == 0, m_live, m_scan)
-    b_place = tl.cumsum(m_scan.to(tl.int32), 0)
-    tl.store(s.scan + b_place - 1, o_n, mask=m_scan)
-    tl.debug_barrier()
-    return pairs, tl.max(b_place, 0)
+    return pairs, rows
 
 
 @triton.jit
 def _merge_costs(pairs, s, z, tile):
-    """Writes the costs of the clusters pair[..pairs] with all others, as rows and as columns."""
+    """Writes the costs of the clusters that merge with all others, as rows and as columns."""
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C
+    U: tl.constexpr = BLOCKS if tile.NP > C else 1
     for r in range(0, pairs, R):
-        m_r = (r + tl.arange(0, R) < pairs)[:, None]
-        o_a = tl.load(s.pair + r + tl.arange(0, R), mask=r + tl.arange(0, R) < pairs, other=0)
-        o_b = tl.load(s.partner + o_a, mask=r + tl.arange(0, R) < pairs, other=0)
-        b_a = tl.load(s.mass + o_a)[:, None]
-        b_b = tl.load(s.joined + o_a)[:, None]
-        b_gap = tl.load(s.gap + o_a)[:, None]
+        o_r = r + tl.arange(0, R)
+        m_r = (o_r < pairs)[:, None]
+        o_a = tl.load(s.first + o_r, mask=o_r < pairs, other=0)
+        o_b = tl.load(s.second + o_r, mask=o_r < pairs, other=0)
+        b_a = tl.load(s.first_mass + o_r)[:, None]
+        b_b = tl.load(s.second_mass + o_r)[:, None]
+        b_gap = tl.load(s.gap + o_r)[:, None]
         p_a = s.cost_matrix + o_a[:, None] * z.ld
         p_b = s.cost_matrix + o_b[:, None] * z.ld
-        for c in tl.range(0, z.n, C, num_stages=1):
-            o_c = c + tl.arange(0, C)
-            b_c = tl.load(s.mass + o_c)[None, :]
-            # The numerator of a cluster that merges in this round is a part of its pair's.
-            m_pair = (tl.load(s.touched + o_c) > 0)[None, :]
-            b_sum = (b_a + b_c) * tl.load(p_a + o_c[None, :]) + (b_b + b_c) * tl.load(p_b + o_c[None, :]) - b_c * b_gap
-            b_cost = tl.where(m_pair, b_sum, tl.maximum(b_sum * _over(b_a + b_b + b_c), 0.0))
+        for c in tl.range(0, z.n, U * C, num_stages=1):
+            b_cost = ()
+            m_column = ()
+            for block in tl.static_range(U):
+                o_c = tl.arange(0, C) + c + block * C
+                b_signed = _of_columns(s.signed, o_c, R)
+                b_c = tl.abs(b_signed)
+                b_sum = (b_a + b_c) * tl.load(p_a + o_c[None, :]) + (b_b + b_c) * tl.load(p_b + o_c[None, :])
+                b_sum -= b_c * b_gap
+                # The numerator of a cluster that merges in this round is a part of its pair's.
+                b_new = tl.where(b_signed < 0, b_sum, tl.maximum(b_sum * _over(b_a + b_b + b_c), 0.0))
+                b_cost += (b_new,)
+                m_column += (m_r & (b_signed > 0) & (b_c < float("inf")),)
             tl.debug_barrier()
-            tl.store(p_a + o_c[None, :], b_cost, mask=m_r & (o_c < z.ld)[None, :])
-            m_column = (m_pair == 0) & (tl.load(s.gone + o_c) == 0)[None, :]
-            tl.store(s.cost_matrix + o_c[None, :] * z.ld + o_a[:, None], b_cost, mask=m_r & m_column)
+            for block in tl.static_range(U):
+                o_c = tl.arange(0, C) + c + block * C
+                tl.store(p_a + o_c[None, :], b_cost[block], mask=m_r & (o_c < z.ld)[None, :])
+                p_column = s.cost_matrix + o_c[None, :] * z.ld + o_a[:, None]
+                tl.store(p_column, b_cost[block], mask=m_column[block])
             tl.debug_barrier()
     if pairs > 1:
         _merge_pair_costs(pairs, s, z, tile)
-    o_n = tl.arange(0, tile.NP)
-    b_mass = tl.load(s.mass + o_n) + tl.load(s.joined + o_n)
-    # Every lane has loaded the old masses before any lane overwrites them.
-    tl.debug_barrier()
-    tl.store(s.mass + o_n, b_mass)
-    tl.debug_barrier()
 
 
 @triton.jit
 def _merge_pair_costs(pairs, s, z, tile):
-    """Writes the costs of the clusters pair[..pairs] with each other, from the numerators in the rows of the lower
-    ones.
-    """
+    """Writes the costs of clusters that merge with each other, from the numerators in the rows of the lower ones."""
     R: tl.constexpr = tile.R
     C: tl.constexpr = tile.C // 2 if tile.C > 16 else tile.C
     for r in range(0, pairs, R):
         o_r = r + tl.arange(0, R)
-        o_a = tl.load(s.pair + o_r, mask=o_r < pairs, other=0)
-        b_a = (tl.load(s.mass + o_a) + tl.load(s.joined + o_a))[:, None]
+        o_a = tl.load(s.first + o_r, mask=o_r < pairs, other=0)
+        b_a = (tl.load(s.first_mass + o_r) + tl.load(s.second_mass + o_r))[:, None]
         p_a = s.cost_matrix + o_a[:, None] * z.ld
         # Of two clusters the row of the lower one has their numerator.
         for q in range(r // C * C, pairs, C):
             o_q = tl.arange(0, C) + q
             m_q = o_q < pairs
-            o_c = tl.load(s.pair + o_q, mask=m_q, other=0)
-            o_e = tl.load(s.partner + o_c, mask=m_q, other=0)
-            b_c = (tl.load(s.mass + o_c) + tl.load(s.joined + o_c))[None, :]
+            o_c = tl.load(s.first + o_q, mask=m_q, other=0)
+            o_e = tl.load(s.second + o_q, mask=m_q, other=0)
+            b_c = (tl.load(s.first_mass + o_q) + tl.load(s.second_mass + o_q))[None, :]
+            b_gap = tl.load(s.gap + o_q)[None, :]
             m_at = (o_r[:, None] < o_q[None, :]) & m_q[None, :]
-            b_sum = tl.load(p_a + o_c[None, :], mask=m_at, other=0.0) + tl.load(
-                p_a + o_e[None, :], mask=m_at, other=0.0
-            )
-            b_cost = tl.maximum((b_sum - b_a * tl.load(s.gap + o_c)[None, :]) * _over(b_a + b_c), 0.0)
+            b_sum = tl.load(p_a + o_c[None, :]) + tl.load(p_a + o_e[None, :])
+            b_cost = tl.maximum((b_sum - b_a * b_gap) * _over(b_a + b_c), 0.0)
             tl.debug_barrier()
             tl.store(p_a + o_c[None, :], b_cost, mask=m_at)
             tl.store(s.cost_matrix + o_c[None, :] * z.ld + o_a[:, None], b_cost, mask=m_at)

@@ -9,6 +9,8 @@ import torch
 
 # Of every multiprocessor that NVIDIA has made since 2012.
 REGISTERS = 64 << 10
+# Device memory for the scratch of all resident programs together, for any batch.
+SCRATCH_BYTES = 384 << 20
 
 
 class Limits(NamedTuple):

@@ -1,5 +1,7 @@
 """Launches of the resident kernels: one for a batch, four where few large samples would leave processors idle.
 
+Samples of more than 1,024 tokens always take four, as many of them at a time as there is scratch for.
+
 Triton is imported at the first launch, on the tensor's own device and stream.
 """
 
@@ -13,13 +15,13 @@ from torch import Tensor
 from ..problem import Results, Spec, Tensors, allocate
 from . import tuning
 from .launch import interpreting, on_device, power_of_two, strides
-from .limits import Limits, limits_of
+from .limits import SCRATCH_BYTES, Limits, limits_of
 from .resident_tiles import ResidentConfig, resident_config
 
-# Scratch of all resident programs together, for any batch.
-SCRATCH_BYTES = 384 << 20
 # Up to this width a sample's matrix is small enough that one program makes, clusters and pools it.
 ONE_LAUNCH_WIDTH = 256
+# Above this width four launches take any batch, since scratch is short before programs are.
+FOUR_LAUNCHES_WIDTH = 1024
 # Numbers of a row that a lane holds: what it loads at once.
 LINE = 4
 
@@ -52,8 +54,15 @@ def programs(batch: int, scratch: int, config: ResidentConfig, limits: Limits) -
 
 def splits(batch: int, n: int, scratch: int, limits: Limits) -> bool:
     """Whether four launches take the batch, so that several programs share a sample."""
+    width = power_of_two(n, 16)
     small = batch <= 2 * limits.processors and batch * scratch <= SCRATCH_BYTES
-    return power_of_two(n, 16) > ONE_LAUNCH_WIDTH and small
+    return width > FOUR_LAUNCHES_WIDTH or (width > ONE_LAUNCH_WIDTH and small)
+
+
+def at_once(batch: int, scratch: int) -> int:
+    """Samples that four launches take, evenly many each time: those that there is scratch for, one at least."""
+    rounds = -(-batch // max(1, SCRATCH_BYTES // scratch))
+    return -(-batch // rounds)
 
 
 def cluster(tensors: Tensors, spec: Spec) -> Results:
@@ -88,7 +97,7 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
     element = x.element_size()
     scratch = 4 * (need.floats + need.ints) + element * need.centered
     split = splits(b, n, scratch, limits)
-    count = b if split else programs(b, scratch, config, limits)
+    count = at_once(b, scratch) if split else programs(b, scratch, config, limits)
     room = Room(
         torch.empty(count * need.floats, dtype=torch.float32, device=x.device),
         torch.empty(count * need.ints, dtype=torch.int32, device=x.device),
@@ -114,7 +123,9 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
         options["maxnreg"] = config.registers
     with on_device(x):
         if split:
-            _four(given, outs, room, shape, steps, (n, k, max_iter), kind, tile, options)
+            for first in range(0, b, count):
+                samples = first, min(count, b - first)
+                _four(given, outs, room, shape, steps, samples, (n, k, max_iter), kind, tile, options)
         else:
             resident_kernel[(count,)](given, outs, room, shape, steps, b, n, k, max_iter, kind, tile, **options)
     return results
@@ -126,15 +137,19 @@ def _any(tensor: Tensor, stand_in: Tensor) -> Tensor:
 
 
 def _four(
-    given: Any, outs: Any, room: Any, shape: Any, steps: Any, sizes: tuple[int, int, int], kind: Any, tile: Any,
-    options: dict[str, int],
+    given: Any, outs: Any, room: Any, shape: Any, steps: Any, samples: tuple[int, int], sizes: tuple[int, int, int],
+    kind: Any, tile: Any, options: dict[str, int],
 ) -> None:  # fmt: skip
-    """The four launches: programs for blocks of tokens, tiles of the Gram matrices, samples, blocks of channels."""
+    """The four launches: programs for blocks of tokens, tiles of the Gram matrices, samples, blocks of channels.
+
+    Args:
+        samples: the first, and how many.
+    """
     from ...kernels.resident import codes
     from ...kernels.resident.launch import center_kernel, cluster_kernel, gram_kernel, pool_kernel
 
-    b, d = given.x.shape[0], shape.d
-    n, k, max_iter = sizes
+    d = shape.d
+    (first, b), (n, k, max_iter) = samples, sizes
     side = -(-n // tile.T.value)
     of_x = _only(steps, "b", "n", "d")
     of_x_and_mask = _only(steps, "b", "n", "d", "mask_b", "mask_n")
@@ -142,10 +157,12 @@ def _four(
     # Methods differ in their centers: means and medoids are pooled alike.
     own = kind.OUTPUT.value == codes.OUTPUTS["center"]
     pooling = _only(kind, "OUTPUT", "POOL_WEIGHTED", *(["METHOD"] if own else []))
-    center_kernel[(b * side,)](given.x, given.mask, room, shape, of_x_and_mask, n, k, centering, tile, **options)
+    center_kernel[(b * side,)](given.x, given.mask, room, shape, of_x_and_mask, first, n, k, centering, tile, **options)
     gram_kernel[(b * side * side,)](room, shape, n, k, products, tile, **options)
-    cluster_kernel[(b,)](given, outs, room, shape, steps, n, k, max_iter, kind, tile, **options)
-    pool_kernel[(b * -(-d // tile.P.value),)](given.x, outs.tokens, room, shape, of_x, n, k, pooling, tile, **options)
+    cluster_kernel[(b,)](given, outs, room, shape, steps, first, n, k, max_iter, kind, tile, **options)
+    pool_kernel[(b * -(-d // tile.P.value),)](
+        given.x, outs.tokens, room, shape, of_x, first, n, k, pooling, tile, **options
+    )
 
 
 def _only(values: Any, *names: str) -> Any:

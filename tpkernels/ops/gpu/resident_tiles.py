@@ -16,6 +16,8 @@ from .limits import Limits
 LARGE_SHARED = 200 << 10
 # Registers are allocated to a thread in units of eight; an instruction can name 255.
 REGISTER_UNIT, MOST_REGISTERS = 8, 255
+# Rows of a matrix at a time by its width above 1,024, with 32 lanes: vectors of all tokens take registers, too.
+WIDE_ROWS = {2048: 32, 4096: 4}
 
 
 class ResidentConfig(NamedTuple):
@@ -58,7 +60,8 @@ def resident_config(n: int, k: int, dtype: torch.dtype, limits: Limits, *, inter
     width = power_of_two(n, 16)
     if interpreted:
         # The interpreter pays for every operation, not for what it holds.
-        return ResidentConfig(min(64, width), 64, max(2, min(width, 16384 // width)), 16, 64, 4, 1, 2, 0)
+        held = max(2, min(width, 16384 // width)) if width <= 1024 else 128
+        return ResidentConfig(min(64, width), 64, held, 16, 64, 4, 1, 2, 0)
     return candidates(n, k, dtype, limits)[0]
 
 
@@ -68,7 +71,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
     element = torch.empty(0, dtype=dtype).element_size()
     large = limits.shared_bytes >= LARGE_SHARED
     channels = (64 if large else 32) * 2 // element
-    stages = 3 if large and element == 2 else 2
+    stages = 3 if element == 2 else 2
     # Warps, rows of the matrix at a time, tile, programs on a processor.
     if width < 128:
         # Small samples leave most lanes of many warps idle.
@@ -78,6 +81,10 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
         first, other = (64, 32) if large and element == 2 else (32, 64)
         shapes = [(4, 8, first, 2), (4, 16, first, 2), (8, 8, first, 1), (8, 16, first, 1), (4, 8, other, 2)]
         shapes += [(16, 16, first, 1)]
+    if width > 1024:
+        # Few such samples have scratch at once, so that each has a processor, and its registers, for itself.
+        held = WIDE_ROWS[width] * 32 // limits.warp
+        shapes = [(8, held, first, 1), (16, held, first, 1), (8, max(2, held // 2), first, 1), (8, held, other, 1)]
     found = []
     for warps, rows, tile, per_processor in shapes:
         config = ResidentConfig(
