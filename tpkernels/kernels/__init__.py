@@ -37,7 +37,8 @@ constants:
     NP, KP       N and K rounded up to a power of two, 16 at least
     T, BD        tokens and channels of a tile
     R            rows of a matrix at a time (resident); members of a cluster at a time (streaming)
-    C            columns of a matrix at a time
+    C, U         columns of a matrix at a time; blocks of C that are loaded before any is used
+    V            entries of a vector at a time
     S            slots at a time (resident); clusters of a program (streaming)
     P            channels of pooled tokens at a time
     L            places of a chunk

@@ -22,32 +22,30 @@ def _apart(b_x, W: tl.constexpr):
 
 
 @triton.jit
-def _row_max(b_parts, APART: tl.constexpr):
-    """Each row's maximum over several blocks of columns."""
+def _reduced(b_x, SUM: tl.constexpr):
+    """The sums along the second axis, or the maxima."""
+    return tl.sum(b_x, 1) if SUM else tl.max(b_x, 1)
+
+
+@triton.jit
+def _joined(b_x, b_y, SUM: tl.constexpr):
+    """The sum of two, or their maximum."""
+    return b_x + b_y if SUM else tl.maximum(b_x, b_y)
+
+
+@triton.jit
+def _along_rows(b_parts, APART: tl.constexpr, SUM: tl.constexpr):
+    """Each row's sum over several blocks of columns, or its maximum."""
     b_wide = b_parts[0]
     # Columns that are APART lie in one lane: wide blocks become one before lanes exchange anything.
     for i in tl.static_range(1, len(b_parts)):
         if b_parts[i].shape[1] >= APART:
-            b_wide = tl.maximum(tl.max(_apart(b_wide, b_parts[i].shape[1]), 1), b_parts[i])
-    b_max = tl.max(b_wide, 1)
+            b_wide = _joined(_reduced(_apart(b_wide, b_parts[i].shape[1]), SUM), b_parts[i], SUM)
+    b_row = _reduced(b_wide, SUM)
     for i in tl.static_range(1, len(b_parts)):
         if b_parts[i].shape[1] < APART:
-            b_max = tl.maximum(b_max, tl.max(b_parts[i], 1))
-    return b_max
-
-
-@triton.jit
-def _row_sum(b_parts, APART: tl.constexpr):
-    """Each row's sum over several blocks of columns, as `_row_max` goes about it."""
-    b_wide = b_parts[0]
-    for i in tl.static_range(1, len(b_parts)):
-        if b_parts[i].shape[1] >= APART:
-            b_wide = tl.sum(_apart(b_wide, b_parts[i].shape[1]), 1) + b_parts[i]
-    b_sum = tl.sum(b_wide, 1)
-    for i in tl.static_range(1, len(b_parts)):
-        if b_parts[i].shape[1] < APART:
-            b_sum += tl.sum(b_parts[i], 1)
-    return b_sum
+            b_row = _joined(b_row, _reduced(b_parts[i], SUM), SUM)
+    return b_row
 
 
 @triton.jit(do_not_specialize=["n", "heads", "turns"])
@@ -102,14 +100,14 @@ def attend_rows_kernel(
             if SIZED or MASKED or i == len(PARTS) - 1:
                 b_start = tl.broadcast_to(b_bias[i][None, :], (BM, b_bias[i].shape[0]))
             b_s += (product(b_q, tl.trans(b_k[i]), b_start, PRECISION, WIDEN),)
-        b_max = _row_max(b_s, APART) * slope
+        b_max = _along_rows(b_s, APART, False) * slope
         if SIZED or MASKED:
             # A row without keys has maximum -inf, and -inf less -inf is NaN.
             b_max = tl.where(b_max == float("-inf"), 0.0, b_max)
         b_p = ()
         for i in tl.static_range(len(PARTS)):
             b_p += (tl.exp2(b_s[i] * slope - b_max[:, None]),)
-        b_sum = _row_sum(b_p, APART)
+        b_sum = _along_rows(b_p, APART, True)
         # Lanes hold copies of several rows' sums: of each row one lane takes logarithm and inverse, and passes it on.
         b_inverse, b_lse = finish(tl.gather(b_max, o_row, 0), tl.gather(b_sum, o_row, 0), m_m)
         tl.store(p_lse + bh * n + o_m, b_lse, mask=o_m < n)

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .members import sort_members
 from .nearest import assign_nearest
+from .order import ordered
 from .scratch import vector_part
 
 # Costs that differ by less than the Gram matrix's rounding are tied, and the lowest index wins.
@@ -46,12 +47,6 @@ def member_costs(s, z, kind, tile):
 
 
 @triton.jit
-def _ordered(b_bits):
-    """Bits of a float as an integer that orders as it does, and back."""
-    return b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
 def update_medoids(s, z, kind, tile):
     """Writes the medoid [K] of every slot (NP for a slot without members) and its norm (+inf), from labels [N].
 
@@ -68,12 +63,12 @@ def update_medoids(s, z, kind, tile):
         o_n = first + tl.arange(0, V)
         b_label = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
         b_cost = tl.load(s.cost + o_n)
-        tl.atomic_min(s.bound + b_label, _ordered(b_cost.to(tl.int32, bitcast=True)), mask=b_label >= 0, sem="relaxed")
+        tl.atomic_min(s.bound + b_label, ordered(b_cost.to(tl.int32, bitcast=True)), mask=b_label >= 0, sem="relaxed")
     tl.debug_barrier()
     for first in tl.range(0, NP, V, num_stages=1):
         o_n = first + tl.arange(0, V)
         b_label = tl.load(s.label + o_n, mask=o_n < z.n, other=-1)
-        b_least = _ordered(tl.load(s.bound + b_label, mask=b_label >= 0, other=0)).to(tl.float32, bitcast=True)
+        b_least = ordered(tl.load(s.bound + b_label, mask=b_label >= 0, other=0)).to(tl.float32, bitcast=True)
         m_tied = tl.load(s.cost + o_n) <= b_least + SLACK * tl.load(s.norm + o_n)
         tl.atomic_min(s.medoid + b_label, o_n, mask=(b_label >= 0) & m_tied, sem="relaxed")
     tl.debug_barrier()

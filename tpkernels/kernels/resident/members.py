@@ -127,16 +127,16 @@ def member_means(
         b_share = 1.0 / b_scale
         most = tl.max(b_count, 0)
         b_first = members_ahead(s, b_begin, 0, z, tile, ROWS_AHEAD)
-        w_first = weights_ahead(s, b_begin, 0, ROWS_AHEAD)
+        b_first_weight = weights_ahead(s, b_begin, 0, ROWS_AHEAD)
         for c in range(first_d, last_d, P):
             o_d = c + tl.arange(0, P)
             b_mean = tl.zeros((S, P), tl.float32)
             b_members = b_first
-            b_weight = w_first
-            # No pipelining: a load of scratch that is issued ahead could pass a barrier.
+            b_weight = b_first_weight
+            # Members are loaded a turn before their rows; most loops end after one turn, too soon for copies ahead.
             for first in tl.range(0, most, ROWS_AHEAD, num_stages=1):
                 b_next = members_ahead(s, b_begin, first + ROWS_AHEAD, z, tile, ROWS_AHEAD)
-                w_next = weights_ahead(s, b_begin, first + ROWS_AHEAD, ROWS_AHEAD)
+                b_next_weight = weights_ahead(s, b_begin, first + ROWS_AHEAD, ROWS_AHEAD)
                 b_rows = ()
                 for step in tl.static_range(ROWS_AHEAD):
                     if FINITE:
@@ -150,7 +150,7 @@ def member_means(
                     # Shares are added, since the sum of tokens may overflow where their mean does not.
                     b_mean += tl.where(first + step < b_count, b_share, 0.0)[:, None] * b_rows[step]
                 b_members = b_next
-                b_weight = w_next
+                b_weight = b_next_weight
             o_out = b_place.to(tl.int64)[:, None] * stride_out + o_d[None, :]
             m_out = (b_count > 0)[:, None] & (o_d < last_d)[None, :]
             tl.store(p_out + o_out, b_mean.to(p_out.dtype.element_ty), mask=m_out)

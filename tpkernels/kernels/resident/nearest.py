@@ -20,7 +20,7 @@ def assign_nearest(p_rows, p_row, p_mask, stride_mask, s, z, kind, tile, TOKENS:
         o_c = c + tl.arange(0, C)
         b_best = tl.full((R, C), float("inf"), tl.float32)
         b_slot = tl.zeros((R, C), tl.int32)
-        # No pipelining: a load of scratch that is issued ahead could pass a barrier.
+        # Nothing is stored in this loop, so that rows may be loaded ahead.
         for t in tl.range(0, z.k, R, num_stages=3):
             o_t = t + tl.arange(0, R)
             b_square = tl.load(s.square + o_t)

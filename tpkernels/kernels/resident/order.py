@@ -1,4 +1,4 @@
-"""The sorting of a vector, by a bitonic network (Batcher, 1968).
+"""The order of floats by their bits, and the sorting of a vector, by a bitonic network (Batcher, 1968).
 
 `tl.sort` would do: it takes as many instructions, but as an expression of hundreds of operations, over which a pass of
 Triton's compiler goes once for every load of the kernel: half a minute for K-Means.
@@ -6,6 +6,12 @@ Triton's compiler goes once for every load of the kernel: half a minute for K-Me
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def ordered(b_bits):
+    """Bits of a float as an integer that orders as it does, and back: of negative ones bits fall where numbers rise."""
+    return b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit

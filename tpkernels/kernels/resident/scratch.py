@@ -13,7 +13,7 @@ from .codes import INIT_WARD, METHOD_KMEANS, METHOD_WARD, OUTPUT_MEAN
 
 # Vectors by the buffer that they lie in and what they have an entry for.
 TOKEN_FLOATS, SLOT_FLOATS = tl.constexpr(13), tl.constexpr(3)
-TOKEN_INTS, SLOT_INTS = tl.constexpr(11), tl.constexpr(10)
+TOKEN_INTS, SLOT_INTS = tl.constexpr(10), tl.constexpr(10)
 # Entries of a vector that are taken at a time where much is held for each of them: registers have no room for more.
 VECTOR = tl.constexpr(1024)
 
@@ -29,7 +29,7 @@ class Scratch(NamedTuple):
 
     In ints:
 
-    - by token [NP]: label, order, near, first, second (of a pair), scan, touched, parent, turn, other, gone;
+    - by token [NP]: label, order, near, first, second (of a pair), scan, parent, turn, other, gone;
     - by slot [KP]: begin, end, token, medoid, bound, stamp, place, and by falling number of members sorted_begin,
       sorted_count, sorted_place;
     - history [max_iter + 1, NP].
@@ -63,7 +63,6 @@ class Scratch(NamedTuple):
     first: tl.tensor
     second: tl.tensor
     scan: tl.tensor
-    touched: tl.tensor
     parent: tl.tensor
     turn: tl.tensor
     other: tl.tensor
@@ -140,7 +139,7 @@ def scratch_of(p_floats, p_ints, p_centered, z, kind, tile):
         p_floats + 11 * NP, p_floats + 12 * NP, p_slots, p_slots + KP, p_slots + 2 * KP, p_pivot,
         p_gram, p_costs, p_costs + z.n * z.ld,
         p_ints, p_ints + NP, p_ints + 2 * NP, p_ints + 3 * NP, p_ints + 4 * NP, p_ints + 5 * NP, p_ints + 6 * NP,
-        p_ints + 7 * NP, p_ints + 8 * NP, p_ints + 9 * NP, p_ints + 10 * NP,
+        p_ints + 7 * NP, p_ints + 8 * NP, p_ints + 9 * NP,
         p_of_slots, p_of_slots + KP, p_of_slots + 2 * KP, p_of_slots + 3 * KP, p_of_slots + 4 * KP,
         p_of_slots + 5 * KP, p_of_slots + 6 * KP, p_of_slots + 7 * KP, p_of_slots + 8 * KP,
         p_of_slots + 9 * KP, p_of_slots + SLOT_INTS * KP, p_centered,

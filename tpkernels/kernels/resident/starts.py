@@ -8,17 +8,14 @@ import triton
 import triton.language as tl
 
 from .codes import INIT_FARTHEST, INIT_STRIDED, INIT_TOPK
-from .order import ascending
+from .order import ascending, ordered
 
 
 @triton.jit
 def _highest(b_score, b_valid, slots, NP: tl.constexpr):
     """Which valid tokens are among those of highest score, ties to the lower index."""
     o_n = tl.arange(0, NP)
-    b_bits = b_score.to(tl.int32, bitcast=True)
-    # Bits of negative numbers fall where the numbers rise.
-    b_rank = tl.where(b_bits < 0, b_bits ^ 0x7FFFFFFF, b_bits)
-    b_rank = tl.where(b_valid, b_rank, -0x7FFFFFFF)
+    b_rank = tl.where(b_valid, ordered(b_score.to(tl.int32, bitcast=True)), -0x7FFFFFFF)
     b_key = (b_rank.to(tl.int64) << 32) - o_n
     least = tl.sum(tl.where(o_n + slots == NP, ascending(b_key, NP), 0), 0)
     return b_valid & (b_key >= least)

@@ -177,7 +177,6 @@ def _merge_pairs(turn, limit, s, z, tile):
         tl.store(s.first_mass + b_place - 1, b_mass, mask=m_first)
         tl.store(s.second_mass + b_place - 1, b_joined, mask=m_first)
         tl.store(s.gap + b_place - 1, b_least, mask=m_first)
-        tl.store(s.touched + o_n, m_pair.to(tl.int32))
         tl.store(s.signed + o_n, tl.where(m_pair, -b_mass, tl.where(m_live, b_mass, float("inf"))))
         tl.store(s.mass + o_n, b_mass + b_joined, mask=m_first)
         tl.store(s.below + o_n, b_made, mask=m_first)
@@ -191,7 +190,7 @@ def _merge_pairs(turn, limit, s, z, tile):
         o_n = first + tl.arange(0, V)
         m_live = tl.load(s.gone + o_n) == 0
         b_near = tl.load(s.near + o_n, mask=m_live, other=0)
-        m_scan = m_live & (tl.load(s.touched + b_near, mask=m_live, other=0) > 0)
+        m_scan = m_live & (tl.load(s.signed + b_near, mask=m_live, other=0.0) < 0)
         m_scan = tl.where(pairs == 0, m_live, m_scan)
         b_place = rows + tl.cumsum(m_scan.to(tl.int32), 0)
         rows = tl.max(b_place, 0)

@@ -81,7 +81,7 @@ def candidates(n: int, k: int, dtype: torch.dtype, limits: Limits) -> list[Resid
         first, other = (64, 32) if large and element == 2 else (32, 64)
         shapes = [(4, 8, first, 2), (4, 16, first, 2), (8, 8, first, 1), (8, 16, first, 1), (4, 8, other, 2)]
         shapes += [(16, 16, first, 1)]
-    if width > 1024:
+    if width in WIDE_ROWS:
         # Few such samples have scratch at once, so that each has a processor, and its registers, for itself.
         held = WIDE_ROWS[width] * 32 // limits.warp
         shapes = [(8, held, first, 1), (16, held, first, 1), (8, max(2, held // 2), first, 1), (8, held, other, 1)]
