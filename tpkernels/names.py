@@ -7,6 +7,9 @@ METHODS = (*CLUSTERERS, *PRUNERS, "grid", "bipartite")
 INITS = ("auto", "ward", "topk", "farthest", "strided")
 OUTPUTS = ("mean", "medoid")
 REFINEMENTS = ("swap",)
+# What Ward's dendrogram is made of, and where it is cut.
+METRICS = ("euclidean", "cosine", "dot", "rows")
+CUTS = ("count", "distance", "error")
 POSITIONS = ("attention", "block")
 # The most tokens of a sample for Ward, which holds N x N costs.
 WARD_TOKENS = 4096

@@ -17,13 +17,15 @@ import pytest
 from tests.support.programs import ROOT, run
 
 TARGETS = ("sm_80", "sm_90")
-WARD = (ROOT / "tpkernels" / "kernels" / "resident" / "ward.py").read_text().splitlines()
+COSTS = (ROOT / "tpkernels" / "kernels" / "resident" / "costs.py").read_text().splitlines()
 # The lines of the first costs, and the one that takes twice an entry of the Gram matrix from the sum of two norms.
 FIRST = range(
-    next(place for place, line in enumerate(WARD, 1) if line.startswith("def _first_costs(")),
-    next(place for place, line in enumerate(WARD, 1) if line.startswith("def _scan(")),
+    *(
+        next(place for place, line in enumerate(COSTS, 1) if line.startswith(f"def {name}("))
+        for name in ("_power_to_unit", "total_error")
+    )
 )
-SUM = next(place for place, line in enumerate(WARD, 1) if "b_new - 2 * tl.load(s.gram" in line)
+SUM = next(place for place, line in enumerate(COSTS, 1) if "b_new - 2 * tl.load(s.gram" in line)
 MINUS_TWO = "0fC0000000"
 
 pytestmark = [
@@ -45,14 +47,16 @@ def test_a_cost_and_its_mirror_image_round_alike(rows: list[dict[str, Any]], tar
     operation, of which the sum of the norms is what is added.
     """
     here = [row for row in rows if row["target"] == target]
-    assert any("weighted" in row["case"] for row in here) and any("weighted" not in row["case"] for row in here)
+    for word in ("weighted", "cosine", "dot"):
+        assert len({word in row["case"].split() for row in here}) == 2
     for row in here:
         found = {int(line): names for line, names in row["operations"].items() if int(line) in FIRST}
         assert sum(map(len, found.values())) > 10
         fused = [(line, name) for line, names in found.items() for name in names if "fma" in name]
         assert all(line == SUM and MINUS_TWO in name for line, name in fused), fused
         # It is fused, or written out for the assembler to fuse: the test looks where it should.
-        assert any(MINUS_TWO in name for name in found[SUM])
+        euclidean = not {"cosine", "dot"} & set(row["case"].split())
+        assert any(MINUS_TWO in name for name in found.get(SUM, [])) == euclidean
 
 
 @pytest.mark.slow

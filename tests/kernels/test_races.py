@@ -71,10 +71,12 @@ ALLOWED = {
     ("WAW", "tl.store(s.near + o_r"): "a row is scanned once",
     ("WAW", "tl.store(s.other + b_old"): "every writer stores 1",
     ("RAW", "b_new = tl.maximum(b_new - 2 * tl.load(s.gram"): "another block of rows or of columns than was written",
+    ("RAW", "b_new = tl.load(s.gram"): "another block of rows or of columns than was written",
     ("RAW", "o_r = tl.load(s.scan"): "neighbors were written, another array",
     ("WAR", "tl.store(s.near + o_r"): "rows to scan were read, another array",
+    ("WAW", "tl.store(p_tree + o_v * 4"): "another column of the dendrogram",
     ("WAW", "tl.store(p_out + o_out, b_mean"): "a slot's row is written once",
-    ("WAW", "tl.store(p_tokens + o_out, b_mean"): "rows of slots without members, which the means leave out",
+    ("WAW", "tl.store(p_tokens + o_zero, b_zero"): "rows of slots without members, which the means leave out",
     ("WAW", "tl.store(p_partial + pid * n + o_n, b_received[i]"): "keys beyond those of the store before",
     ("WAW", "tl.store(p_lse + bh * n + o_m, b_lse"): "another block of queries in every turn of the loop",
     ("WAW", "tl.store(p_x + o_x, b_x"): "another block of queries in every turn of the loop",
@@ -87,7 +89,7 @@ ALLOWED = {
     ("PIPELINED", "b_score = b_square[:, None] - 2 * tl.load(p_rows"): AHEAD,
     ("PIPELINED", "o_r = tl.load(s.scan"): AHEAD,
     ("PIPELINED", "b_cost = tl.load(s.cost_matrix + o_r"): AHEAD,
-    ("PIPELINED", "return _nearer((b_cost | tl.load(s.gone"): AHEAD,
+    ("PIPELINED", "return nearer((b_cost | tl.load(s.gone"): AHEAD,
 }
 
 pytestmark = [

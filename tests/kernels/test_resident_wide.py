@@ -73,12 +73,13 @@ def test_parts_of_vectors_and_of_rows_change_no_bit(output: str, monkeypatch: py
     """What is taken in parts above 1,024 tokens gives the bits of the whole, here at 300 in parts of 32 and 128."""
     import triton.language as tl
 
-    from tpkernels.kernels.resident import scratch, ward
+    from tpkernels.kernels.resident import costs, scratch, ward
 
     x, weight, mask = tokens(2, 300, 4)
     expected = run(x, 90, weight, mask, output)
     monkeypatch.setattr(scratch, "VECTOR", tl.constexpr(32))
-    monkeypatch.setattr(ward, "BLOCKS", tl.constexpr(1))
+    for module in (costs, ward):
+        monkeypatch.setattr(module, "BLOCKS", tl.constexpr(1))
     found = run(x, 90, weight, mask, output)
     for one, two in zip(found, expected, strict=True):
         assert torch.equal(one, two)

@@ -15,6 +15,7 @@ from tpkernels import TokenPool
 from tpkernels.ops.cluster_mean import cluster_mean_backward
 
 cluster, cluster_mean = torch.ops.tpkernels.cluster.default, torch.ops.tpkernels.cluster_mean.default
+linkage = torch.ops.tpkernels.linkage.default
 
 BACKENDS = ["torch", pytest.param("triton", marks=KERNELS)]
 CLUSTERERS = ("ward", "kmeans", "kmedoids")
@@ -110,6 +111,39 @@ def test_opcheck_cluster_at_the_edges(sizes: tuple[int, int, int], backend: str)
             torch.library.opcheck(cluster, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+# Further arguments of the operation: swaps, counts, metric, cut, bound.
+FURTHER = [
+    ("ward", "counts", "euclidean", "count", 0.0),
+    ("ward", "counts", "cosine", "distance", 0.9),
+    ("kmeans", "counts", "euclidean", "error", 0.4),
+    ("kmedoids", "counts", "euclidean", "count", 0.0),
+    ("ward", "", "dot", "count", 0.0),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("further", FURTHER, ids=lambda further: "-".join(map(str, further)))
+def test_opcheck_cluster_of_counts_metrics_and_cuts(further: tuple[str, str, str, str, float], backend: str) -> None:
+    method, counts, *how = further
+    given = operands(torch.float32, grad=True)
+    k = torch.tensor([3, 2], device=DEVICE) if counts else None
+    arguments = (given["x"], None, given["weight"], given["mask"], None, 4, method, "ward", "mean", 2, backend)
+    torch.library.opcheck(cluster, (*arguments, False, k, *how), test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_linkage(backend: str) -> None:
+    dtypes = (torch.float32, torch.float16) if backend == "triton" else (torch.float32, torch.float64, torch.bfloat16)
+    for dtype in sized(dtypes, gpu=dtypes[:1]):
+        given = operands(dtype, strided=True)
+        for weight, mask, metric in ((None, None, "euclidean"), (given["weight"], given["mask"], "cosine")):
+            arguments = (given["x"], weight, mask, metric, backend)
+            torch.library.opcheck(linkage, arguments, test_utils=("test_schema", "test_faketensor"))
+    for b, n in ((0, 7), (2, 0), (2, 1)):
+        arguments = (draw(b, n, 3), None, None, "euclidean", backend)
+        torch.library.opcheck(linkage, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_cluster_mean(backend: str) -> None:
     dtypes = (torch.float32, torch.float16) if backend == "triton" else (torch.float32, torch.float64, torch.bfloat16)
@@ -140,7 +174,7 @@ def test_opcheck_cluster_mean_backward(backend: str) -> None:
 def test_every_operation_has_a_gradient_or_refuses_one() -> None:
     """Without a rule of its own PyTorch would hand results on as constants."""
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tpkernels::")}
-    assert len(names) == 7
+    assert len(names) == 8
     assert {name for name in names if torch._C._dispatch_has_kernel_for_dispatch_key(name, "Autograd")} == names
     x = draw(2, 7, 3).requires_grad_()
     q = x[:, None]
@@ -196,6 +230,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "kmeans-given": lambda x: tpkernels.kmeans(x, 3, init=torch.arange(3, device=x.device)),
     "kmedoids": lambda x: tpkernels.kmedoids(x, 3, init="topk", weight=x[..., 0].detach().abs(), max_iter=2),
     "ward": lambda x: tpkernels.ward(x, 3, mask=x[..., 0] > -1),
+    "ward-counts": lambda x: tpkernels.ward(x, (x[:, :3, 0] > 0).sum(1) + 1, k_max=4, metric="cosine"),
+    "linkage": lambda x: tpkernels.linkage(x, x[..., 1].abs(), mask=x[..., 0] > -1),
     "pairwise_sqdist": tpkernels.pairwise_sqdist,
     "pairwise_sqdist-y": lambda x: tpkernels.pairwise_sqdist(x, x[:, :4] + 1),
     "assign": lambda x: tpkernels.assign(x, x[:, :4], x[..., 0] > 0),
@@ -226,7 +262,10 @@ def test_all_functions_are_compiled_here() -> None:
     assert {name.split("-")[0] for name in FUNCTIONS} == public - of_models - {"explain_backend"}
 
 
-@pytest.mark.parametrize("name", ["kmeans", "kmedoids", "ward", "cluster_mean", "assign", "chamfer_loss", "attention"])
+@pytest.mark.parametrize(
+    "name",
+    ["kmeans", "kmedoids", "ward", "ward-counts", "linkage", "cluster_mean", "assign", "chamfer_loss", "attention"],
+)
 def test_functions_take_a_dynamic_batch(name: str) -> None:
     function = FUNCTIONS[name]
     count = Counter("eager")

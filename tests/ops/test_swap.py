@@ -18,7 +18,7 @@ import tpkernels
 from tests.support.strategies import Problem, make, problems
 from tpkernels import reference
 from tpkernels.ops import backends
-from tpkernels.ops.cluster import CHUNK_ELEMENTS
+from tpkernels.ops.batches import CHUNK_ELEMENTS
 from tpkernels.ops.eager.samples import prepare
 from tpkernels.ops.eager.segments import product_sum
 from tpkernels.ops.problem import Found

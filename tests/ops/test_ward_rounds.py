@@ -11,8 +11,19 @@ from tests.support.tolerances import assert_same_labels, regret_limit
 from tpkernels.ops import backends
 from tpkernels.ops.eager.samples import override_plain, prepare
 from tpkernels.ops.eager.ward import merge_tree, ward
+from tpkernels.ops.problem import Found, Samples, Spec
 
 cluster = torch.ops.tpkernels.cluster.default
+
+
+def spec(k: int) -> Spec:
+    return Spec(k, "ward", "ward", "center", 5)
+
+
+def compiled(samples: Samples, k: int) -> Found:
+    from tpkernels.ops.cpu.ward import ward
+
+    return ward(samples, spec(k))
 
 
 def problems() -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]]:
@@ -51,14 +62,13 @@ def test_all_ways_agree(name: str, k: int, monkeypatch: pytest.MonkeyPatch) -> N
     samples = prepare(x, weight, mask, k)
     results = {}
     if backends.has_numba():
-        results["compiled"] = ward(samples, k)
-    monkeypatch.setattr(backends, "has_numba", lambda: False)
-    results["lists"] = ward(samples, k)
+        results["compiled"] = compiled(samples, k)
+    results["lists"] = ward(samples, spec(k))
     fixed = torch.where(samples.finite, samples.n_valid - samples.k, 0)
     monkeypatch.setattr(
-        "tpkernels.ops.eager.ward.merge_tree", lambda s, wanted, *, waits: merge_tree(s, fixed, waits=False)
+        "tpkernels.ops.eager.ward.merge_tree", lambda s, wanted, how, *, waits: merge_tree(s, fixed, how, waits=False)
     )
-    results["fixed shapes"] = ward(samples, k)
+    results["fixed shapes"] = ward(samples, spec(k))
     first = results["lists"]
     assert first.n_iter.max() <= x.shape[1] - 1
     for way, result in results.items():
@@ -75,7 +85,7 @@ def test_the_kernel_agrees(name: str, k: int, device: torch.device) -> None:
     x, weight, mask = problems()[name]
     x, k = x.float(), min(k, x.shape[1])
     samples = prepare(x, weight, mask, k)
-    expected = ward(samples, k)
+    expected = ward(samples, spec(k))
     there = [None if tensor is None else tensor.to(device) for tensor in (x, weight, weight, mask)]
     found = [
         result.cpu() for result in cluster(*there, None, k, "ward", "ward", sized("mean", gpu="center"), 5, "triton")
@@ -103,7 +113,7 @@ def test_compiled_loop_is_the_same_on_any_number_of_threads() -> None:
         results = []
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(ward(samples, 13))
+            results.append(compiled(samples, 13))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:

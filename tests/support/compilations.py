@@ -70,7 +70,7 @@ class Compilations:
         from tpkernels.ops.eager.primitives import EAGER
         from tpkernels.ops.eager.segments import segment_sum
         from tpkernels.ops.gpu import attention as gpu_attention
-        from tpkernels.ops.gpu import limits, resident, streaming
+        from tpkernels.ops.gpu import limits, linkage, resident, streaming
         from tpkernels.ops.gpu import means as gpu_means
 
         def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -103,6 +103,15 @@ class Compilations:
             weight = torch.ones_like(label) if weight is None else weight
             return segment_sum(torch.where(label < 0, 0, weight).float(), label, k)
 
+        def chain(launcher: Any, x: Any, weight: Any, mask: Any, metric: str) -> Any:
+            tree = launcher(x, weight, mask, metric)
+            # One token after another joins the first.
+            row = torch.arange(tree.shape[1], dtype=tree.dtype)
+            first = torch.where(row > 0, row + tree.shape[1], 0)
+            tree.copy_(torch.stack([row + 1, first, row, row + 2], 1))
+            tree[..., :2] = tree[..., :2].sort(-1).values
+            return tree
+
         def attention(launcher: Any, *given: Any) -> Any:
             launched = launcher(*given)
             with torch.no_grad():
@@ -111,7 +120,7 @@ class Compilations:
 
         for module, name, stand_in in (
             (resident, "cluster", twin), (cluster, "run", twin), (gpu_means, "cluster_mean", means),
-            (streaming, "cluster_mean", means), (gpu_attention, "attend", attention),
+            (streaming, "cluster_mean", means), (gpu_attention, "attend", attention), (linkage, "linkage", chain),
         ):  # fmt: skip
             setattr(module, name, functools.partial(stand_in, getattr(module, name)))
 

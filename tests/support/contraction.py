@@ -19,7 +19,7 @@ from tools.compile_gate.calls import calls
 from tools.compile_gate.launches import launches, source
 from tools.compile_gate.targets import TARGETS
 
-FILE = "/tpkernels/kernels/resident/ward.py"
+FILE = "/tpkernels/kernels/resident/costs.py"
 ARITHMETIC = re.compile(r"\s*(?:@%?!?\w+\s+)?((?:add|sub|mul|fma)(?:\.\w+)*\.f32(?:x2)?\s.*);")
 
 
@@ -37,8 +37,12 @@ def operations(ptx: str, file: str) -> dict[int, list[str]]:
 
 
 def main(names: list[str]) -> None:
-    """Every launch of Ward that the gate makes with one sample a program."""
-    chosen = [call for call in calls() if call.options.get("method") == "ward" and call.shape[1] == 196]
+    """Every launch of Ward that the gate makes with one sample a program and its own first costs."""
+    chosen = [
+        call
+        for call in calls()
+        if call.options.get("method") == "ward" and call.shape[1] == 196 and not {"counted", "cut"} & set(call.options)
+    ]
     for name in names:
         target = TARGETS[name]
         for launch in launches(target, chosen):

@@ -10,10 +10,19 @@ from tests.support.launches import Spy
 from tests.support.marks import CUDA, DEVICE, FOR_GPU
 from tests.support.tolerances import assert_same_labels, assert_values, regret_limit
 from tpkernels.ops.gpu import resident, resident_tiles
-from tpkernels.ops.problem import Spec, Tensors
+from tpkernels.ops.problem import Results, Spec, Tensors
 
-RESIDENT = ("resident_kernel", "center_kernel", "gram_kernel", "cluster_kernel", "pool_kernel")
-RESULTS = ("tokens", "source", "assignment", "medoids", "loss", "n_iter", "heights", "total")
+RESIDENT = (
+    "resident_kernel",
+    "center_kernel",
+    "gram_kernel",
+    "cluster_kernel",
+    "pool_kernel",
+    "linkage_kernel",
+    "merge_kernel",
+    "tree_kernel",
+)
+RESULTS = Results._fields
 INITS = ("ward", "topk", "farthest", "strided", "given")
 # Every method from every start.
 PAIRS = [("ward", "ward"), *((method, init) for method in ("kmeans", "kmedoids") for init in INITS)]
@@ -33,13 +42,16 @@ def spy(monkeypatch: pytest.MonkeyPatch, run: bool = True) -> list[Spy.Launch]:
 # Several tiles of the Gram matrix and blocks of channels.
 SMALL = resident_tiles.ResidentConfig(16, 16, 16, 16, 16, 4, 1, 2, 0)
 NAMES = {1: ["resident_kernel"], 4: ["center_kernel", "gram_kernel", "cluster_kernel", "pool_kernel"]}
+# Of merge heights, and shares of the error.
+BOUNDS = {"count": 0.0, "distance": 2.0, "error": 0.3}
 
 
 class Problem:
     """Tokens [B, N, D] with weights, masks and a start, and the options of resident.cluster.
 
     Flags: weighted, pool_weighted, masked, bad (a NaN), half (float16, a channel with an offset and a token that has
-    none of it), and a start (topk where none is named).
+    none of it), a start (topk where none is named), counted (a number of clusters for each sample, from 1 on), a
+    metric, and a cut by value.
     """
 
     def __init__(self, b: int, n: int, d: int, k: int, method: str, output: str, *flags: str, seed: int = 0) -> None:
@@ -67,10 +79,14 @@ class Problem:
             score = torch.rand(b, n, generator=generator) + (valid if "masked" in flags else 0)
             self.start = score.argsort(1, descending=True)[:, :k].to(DEVICE)
         self.k, self.method, self.output = k, method, output
+        self.counts = (1 + torch.arange(b) * 5 % k).to(DEVICE) if "counted" in flags else None
+        self.metric = next((metric for metric in ("cosine", "dot") if metric in flags), "euclidean")
+        self.cut = next((cut for cut in ("distance", "error") if cut in flags), "count")
 
     def run(self, max_iter: int = 2) -> tuple[Tensor, ...]:
-        tensors = Tensors(self.x, self.weight, self.pool_weight, self.mask, self.start)
-        return resident.cluster(tensors, Spec(self.k, self.method, self.init, self.output, max_iter))
+        tensors = Tensors(self.x, self.weight, self.pool_weight, self.mask, self.start, self.counts)
+        how = self.metric, self.cut, BOUNDS[self.cut]
+        return resident.cluster(tensors, Spec(self.k, self.method, self.init, self.output, max_iter, False, *how))
 
 
 CALLS = [
@@ -89,6 +105,10 @@ CALLS = [
             ("center", ("weighted", "pool_weighted", "masked", "strided", "bad")),
         )
     ),
+    ("ward", "center", "weighted", "masked", "bad", "counted", "distance"),
+    ("ward", "mean", "half", "counted", "dot"),
+    ("kmeans", "center", "counted", "given"),
+    ("kmedoids", "medoid", "weighted", "ward", "counted", "error"),
 ]
 
 
@@ -120,8 +140,8 @@ def assert_alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], proble
     assert [(one.shape, one.dtype) for one in found] == [(one.shape, one.dtype) for one in expected]
     x = problem.x.cpu()
     same = assert_same_labels(found[2], expected[2], x, problem.weight)
-    tokens, source, _, medoids, loss, _, heights, total = zip(found, expected, strict=True)
-    for one, two in (source, medoids):
+    tokens, source, _, medoids, loss, _, heights, total, n_clusters = zip(found, expected, strict=True)
+    for one, two in (source, medoids, n_clusters):
         assert torch.equal(one[same], two[same])
     for b in same:
         good = slice(None) if x[b].isfinite().all() else tokens[1][b].isfinite()

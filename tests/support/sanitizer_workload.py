@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import tpkernels
+from tpkernels.ops.gpu.linkage import linkage
 
 
 def main() -> None:
@@ -15,6 +16,10 @@ def main() -> None:
         weight = torch.rand(2, n, device="cuda", requires_grad=True)
         mask = torch.arange(n, device="cuda") < torch.tensor([[n], [n - 7]], device="cuda")
         tpkernels.ward(x, k, weight, mask=mask, backend="triton")
+        own = torch.tensor([k, 3], device="cuda")
+        tpkernels.ward(x, own, weight, k_max=k, max_error=0.1, mask=mask, backend="triton")
+        tpkernels.ward(x, own, k_max=k, distance_threshold=1.0, metric="cosine", backend="triton")
+        linkage(x.detach(), weight.detach(), mask, "dot")
         for cluster in (tpkernels.kmeans, tpkernels.kmedoids):
             for init in ("topk", "farthest", "strided"):
                 cluster(x, k, weight, init=init, mask=mask, backend="triton")

@@ -37,15 +37,18 @@ def run(
     weight: Tensor | None = None,
     pool_weight: Tensor | None = None,
     mask: Tensor | None = None,
+    counts: Tensor | None = None,
+    cut: str = "count",
+    bound: float = 0.0,
     twin: bool = False,
 ) -> Results:
     """The streaming kernels, or their torch twin, on the device; the results on the CPU."""
-    there = [None if t is None else t.to(DEVICE) for t in (weight, pool_weight, mask)]
+    *there, own = [None if t is None else t.to(DEVICE) for t in (weight, pool_weight, mask, counts)]
     start = init.to(DEVICE) if isinstance(init, Tensor) else None
     name = "given" if isinstance(init, Tensor) else init
     here = x if x.device.type == DEVICE else x.to(DEVICE)
-    spec = Spec(min(k, x.shape[1]), method, name, output, max_iter)
-    found = cluster.run(Tensors(here, *there, start), spec, EAGER if twin else streaming.STREAMING)
+    spec = Spec(min(k, x.shape[1]), method, name, output, max_iter, cut=cut, bound=bound)
+    found = cluster.run(Tensors(here, *there, start, own), spec, EAGER if twin else streaming.STREAMING)
     return Results(*(field.cpu() for field in found))
 
 

@@ -122,8 +122,9 @@ def test_what_a_kernel_takes_is_read(taken: dict[tuple[str, str], dict[str, Any]
 
 def test_the_kernels_of_launchers_are_found() -> None:
     assert names_of_kernels() == {
-        "resident_kernel", "center_kernel", "gram_kernel", "cluster_kernel", "pool_kernel", "split_tokens_kernel",
-        "assign_kernel", "chunk_mean_kernel", "segment_mean_kernel", "member_cost_kernel", "medoid_kernel",
+        "resident_kernel", "center_kernel", "gram_kernel", "cluster_kernel", "pool_kernel", "linkage_kernel",
+        "merge_kernel", "tree_kernel", "split_tokens_kernel", "assign_kernel",
+        "chunk_mean_kernel", "segment_mean_kernel", "member_cost_kernel", "medoid_kernel",
         "medoid_centres_kernel", "cluster_mean_backward_kernel", "attend_rows_kernel", "attend_stream_kernel",
         "received_kernel", "sum_parts_kernel", "query_gradient_kernel", "key_gradient_kernel",
     }  # fmt: skip

@@ -35,7 +35,14 @@ class Call:
 
 def calls() -> list[Call]:
     """Every call of the gate."""
-    return [*resident_calls(), *streaming_calls(), *mean_calls(), *attention_calls()]
+    return [
+        *resident_calls(),
+        *own_number_calls(),
+        *linkage_calls(),
+        *streaming_calls(),
+        *mean_calls(),
+        *attention_calls(),
+    ]
 
 
 def _options(method: str, init: str, output: str, *flags: str) -> dict[str, Any]:
@@ -69,6 +76,39 @@ def resident_calls() -> list[Call]:
         Call("resident", half, fp32, _options("ward", "ward", "medoid", "weighted", "pool_weighted", "masked")),
         Call("resident", tiny, fp32, _options("kmedoids", "ward", "mean", "weighted", "masked"), odd=True, smoke=True),
         Call("resident", tiny, fp16, _options("ward", "ward", "mean"), odd=True, smoke=True),
+    ]
+
+
+def own_number_calls() -> list[Call]:
+    """Samples that each have their own number of clusters: counts, cuts by value; the other metrics."""
+    vit, tiny, page, book = (256, 196, 384, 98), (8, 5, 3, 2), (16, 1030, 128, 515), (4, 4096, 2048, 4000)
+    fp16, fp32 = "float16", "float32"
+    ward = _options("ward", "ward", "mean")
+    both = {"weighted": True, "pool_weighted": True, "masked": True}
+    start = _options("kmeans", "ward", "center")
+    return [
+        Call("resident", vit, options=ward | {"counted": True}),
+        Call("resident", vit, fp16, _options("kmedoids", "given", "center", "counted")),
+        Call("resident", vit, options=ward | {"cut": "distance"}),
+        Call("resident", vit, fp16, ward | both | {"counted": True, "cut": "error"}, smoke=True),
+        Call("resident", vit, fp32, _options("ward", "ward", "center", "weighted") | {"metric": "cosine"}),
+        Call("resident", vit, options=ward | {"metric": "dot"}, smoke=True),
+        Call("resident", page, fp32, ward | both | {"counted": True, "cut": "distance", "metric": "dot"}),
+        Call("resident", book, options=_options("ward", "ward", "center") | both | {"counted": True, "cut": "error"}),
+        Call("resident", tiny, fp32, start | {"counted": True, "cut": "distance"}, odd=True, smoke=True),
+    ]
+
+
+def linkage_calls() -> list[Call]:
+    """The whole dendrogram, in one launch and in four."""
+    vit, page, book, tiny = (256, 196, 384, 1), (16, 1030, 128, 1), (4, 4096, 2048, 1), (8, 5, 3, 1)
+    both = {"weighted": True, "masked": True}
+    return [
+        Call("linkage", vit, options={"metric": "euclidean"}),
+        Call("linkage", vit, "float32", {"metric": "cosine"} | both, smoke=True),
+        Call("linkage", page, "float16", {"metric": "dot"} | both, smoke=True),
+        Call("linkage", book, "float32", {"metric": "euclidean"} | both),
+        Call("linkage", tiny, "float16", {"metric": "cosine"}, odd=True),
     ]
 
 

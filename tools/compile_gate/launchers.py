@@ -15,6 +15,7 @@ from .calls import Call
 LAUNCHERS = {
     "resident": ("gpu.resident", "cluster"),
     "streaming": ("cluster", "run"),
+    "linkage": ("gpu.linkage", "linkage"),
     "mean": ("gpu.means", "cluster_mean"),
     "backward": ("gpu.means", "cluster_mean_backward"),
     "attention": ("gpu.attention", "attend"),
@@ -49,10 +50,19 @@ def _cluster(call: Call, tensor: Make) -> None:
         some("pool_weighted", b, n),
         some("masked", b, n, dtype="bool"),
         start,
+        some("counted", b, dtype="int64"),
     )
     # The resident launcher is the whole operation; the streaming one is `run` with the streaming primitives.
     using = [STREAMING] if call.launcher == "streaming" else []
-    launcher(call.launcher)(tensors, Spec(k, given["method"], given["init"], given["output"], 5), *using)
+    how = {name: given[name] for name in ("metric", "cut") if name in given}
+    launcher(call.launcher)(tensors, Spec(k, given["method"], given["init"], given["output"], 5, **how), *using)
+
+
+def _linkage(call: Call, tensor: Make) -> None:
+    b, n, d, _ = call.shape
+    weight = tensor(b, n, dtype="float32", odd=call.odd) if call.options.get("weighted") else None
+    mask = tensor(b, n, dtype="bool", odd=call.odd) if call.options.get("masked") else None
+    launcher("linkage")(tensor(b, n, d, dtype=call.dtype, odd=call.odd), weight, mask, call.options["metric"])
 
 
 def _mean(call: Call, tensor: Make) -> None:
@@ -96,6 +106,7 @@ def _attention_backward(call: Call, tensor: Make) -> None:
 _WAYS = {
     "resident": _cluster,
     "streaming": _cluster,
+    "linkage": _linkage,
     "mean": _mean,
     "backward": _backward,
     "attention": _attention,

@@ -17,12 +17,16 @@ PARTS = {
     "gram_tile": "gram",
     "gram_matrix": "gram",
     "start_labels": "start",
-    "_first_costs": "first costs",
+    "first_costs": "first costs",
+    "total_error": "first costs",
     "_merge_pairs": "rounds",
     "_merge_costs": "merges",
     "_scan": "scans",
-    "_wanted_height": "rounds",
-    "_cut": "cut",
+    "wanted_height": "rounds",
+    "round_limit": "rounds",
+    "cut_labels": "cut",
+    "ordered_mergers": "cut",
+    "_name_clusters": "dendrogram",
     "update_medoids": "updates",
     "update_means": "updates",
     "member_costs": "updates",
@@ -38,7 +42,7 @@ PARTS = {
     "sum_parts_kernel": "sum of parts",
 }
 # What is left of functions whose callees have parts of their own.
-REST = {"ward_labels": "rounds", "_iterate": "assignments"}
+REST = {"ward_rounds": "rounds", "_iterate": "assignments"}
 # Conditions that have a part to themselves.
 CONDITIONS = {"inexact > 0": "exact pass"}
 OTHER = "other"

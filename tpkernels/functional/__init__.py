@@ -6,6 +6,7 @@ from .clustering import explain_backend as explain_backend
 from .clustering import kmeans as kmeans
 from .clustering import kmedoids as kmedoids
 from .clustering import ward as ward
+from .dendrogram import linkage as linkage
 from .pooling import assign as assign
 from .pooling import chamfer_loss as chamfer_loss
 from .pooling import cluster_mean as cluster_mean

@@ -96,7 +96,7 @@ def regime(n: int, d: int, method: str, limits: Limits) -> str | None:
 
 
 def why_not_triton(
-    device: torch.device | str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids"
+    device: torch.device | str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids", metric: str = "euclidean"
 ) -> str | None:
     """The reason why the Triton kernels can't take this call; None if they can."""
     device = torch.device(device)
@@ -120,6 +120,8 @@ def why_not_triton(
             return f"bfloat16 needs compute capability 8.0, the device has {major}.{minor}"
     if method == "swap":
         return 'refine="swap" has no kernel, the torch backend runs it on every device'
+    if metric == "rows":
+        return 'metric="rows" has no kernel, the torch backend runs it on every device'
     if method == "ward" and n > WARD_TOKENS:
         return f"Ward's kernels take up to {WARD_TOKENS} tokens, got {n}"
     if method == "ward" and regime(n, d, method, limits_of(device)) is None:
@@ -132,9 +134,11 @@ def why_not_triton(
     return None
 
 
-def choose_backend(device: torch.device | str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids") -> str:
+def choose_backend(
+    device: torch.device | str, dtype: torch.dtype, d: int, n: int, method: str = "kmedoids", metric: str = "euclidean"
+) -> str:
     """What `backend="auto"` takes for such tensors: Triton off the CPU where it can take the call, else torch."""
-    if torch.device(device).type == "cpu" or why_not_triton(device, dtype, d, n, method) is not None:
+    if torch.device(device).type == "cpu" or why_not_triton(device, dtype, d, n, method, metric) is not None:
         return "torch"
     return "triton"
 

@@ -30,7 +30,7 @@ from tpkernels.ops.cpu import table as table_module
 from tpkernels.ops.cpu import threads as cpu_threads
 
 METHODS = ("kmeans", "kmedoids")
-CLUSTER = sys.modules["tpkernels.ops.cluster"]
+BATCHES = sys.modules["tpkernels.ops.batches"]
 
 
 def problems() -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]]:
@@ -195,7 +195,7 @@ def test_chunks_of_samples_do_not_show(method: str, monkeypatch: pytest.MonkeyPa
     solve = getattr(tpkernels, method)
     whole = solve(x, 11, weight, init="topk", mask=mask)
     for elements in (1, 2 * 37 * (37 + 6), 3 * 37 * (37 + 6)):
-        monkeypatch.setattr(CLUSTER, "CPU_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(BATCHES, "CPU_CHUNK_ELEMENTS", elements)
         assert_same(solve(x, 11, weight, init="topk", mask=mask), whole)
 
 
@@ -353,7 +353,7 @@ def test_prepared_samples(name: str, both: Both) -> None:
 @pytest.mark.parametrize("method", ["kmeans", "kmedoids", "ward"])
 def test_memory_is_that_of_a_chunk(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most 1.5 times a chunk's N x N beyond the results, whatever the batch."""
-    monkeypatch.setattr(CLUSTER, "CPU_CHUNK_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(BATCHES, "CPU_CHUNK_ELEMENTS", 1 << 20)
     b, n, d, k = 256, 96, 64, 48
     x = torch.randn(b, n, d, generator=torch.Generator().manual_seed(7))
     start = {} if method == "ward" else {"init": "strided"}

@@ -166,9 +166,10 @@ def test_an_empty_batch_launches_nothing(method: str, launches: list[Spy.Launch]
     for b, n in ((0, 18), (2, 0)):
         problem = Problem(2, 18, 4, 5, method, "center")
         problem.x, problem.k = problem.x[:b, :n], min(5, n)
-        tokens, _, label, _, loss, n_iter, heights, total = problem.run()
+        tokens, _, label, _, loss, n_iter, heights, total, n_clusters = problem.run()
         assert tokens.shape == (b, problem.k, 4) and label.shape == (b, n) and total.shape == (b, problem.k)
-        assert loss.shape == n_iter.shape == (b,) and loss.eq(0).all() and n_iter.eq(0).all()
+        assert loss.shape == n_iter.shape == n_clusters.shape == (b,)
+        assert loss.eq(0).all() and n_iter.eq(0).all() and n_clusters.eq(0).all()
         assert heights.shape == (b, max(n - 1, 0) if method == "ward" else 0)
     assert not launches
 
@@ -253,7 +254,8 @@ def test_ways_of_clustering_share_the_other_three_kernels(
     variants = {name: {repr(sorted(one.kwargs.items())) for one in counted if one.name == name} for name in NAMES[4]}
     center, gram, cluster, pool = map(len, variants.values())
     # Half types or float32, the tokens masked or not; what is pooled, weighted or not.
-    assert (center, gram, cluster) == (3, 2, len(CALLS)) and pool <= 8
+    # Half types of a metric without a mean have their own.
+    assert (center, gram, cluster) == (4, 2, len(CALLS)) and pool <= 8
     strides = {one.args["strides.weight_n"] for one in counted if one.name in ("center_kernel", "pool_kernel")}
     assert strides == {0}
 

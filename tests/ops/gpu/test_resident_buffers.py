@@ -101,7 +101,7 @@ def test_nothing_is_written_behind_a_buffer(
         problem = Problem(3, n, d, k, *call)
         found = problem.run()
         assert found[2].max() < k
-    assert {f"out.{name}" for name in ("tokens", "assignment", "source", "n_iter", "total")} <= {
+    assert {f"out.{name}" for name in ("tokens", "assignment", "source", "n_iter", "total", "n_clusters")} <= {
         name for name, *_ in guarded
     }
     for name, room, size in guarded:
@@ -113,7 +113,7 @@ def test_a_sample_is_the_same_in_any_batch(call: tuple[str, ...], launches: list
     problem = Problem(5, 19, 5, 6, *call)
     whole = problem.run()
     assert launches[0].grid < (5,)
-    tensors = {name: getattr(problem, name) for name in ("x", "weight", "pool_weight", "mask", "start")}
+    tensors = {name: getattr(problem, name) for name in ("x", "weight", "pool_weight", "mask", "start", "counts")}
     for b in (0, 4):
         for name, tensor in tensors.items():
             setattr(problem, name, None if tensor is None else alone(tensor, b))

@@ -16,6 +16,7 @@ class Tensors(NamedTuple):
     pool_weight: tl.tensor
     mask: tl.tensor
     start: tl.tensor
+    counts: tl.tensor
 
 
 class Strides(NamedTuple):
@@ -32,6 +33,7 @@ class Strides(NamedTuple):
     mask_n: tl.tensor
     start_b: tl.tensor
     start_k: tl.tensor
+    counts_b: tl.tensor
 
 
 class Outputs(NamedTuple):
@@ -45,13 +47,14 @@ class Outputs(NamedTuple):
     n_iter: tl.tensor
     heights: tl.tensor
     total: tl.tensor
+    n_clusters: tl.tensor
 
 
 class Kind(NamedTuple):
-    """What is computed; METHOD, INIT and OUTPUT are those of `codes.py`.
+    """What is computed; METHOD, INIT, OUTPUT, METRIC and CUT are those of `codes.py`.
 
     HALVES: centered tokens are kept as two half-type values, high and low, else as one float32. PRECISION: of products
-    of float32. WIDEN: factors of half types go to float32 first.
+    of float32. WIDEN: factors of half types go to float32 first. COUNTED: each sample has its own number of clusters.
     """
 
     METHOD: tl.constexpr
@@ -63,6 +66,9 @@ class Kind(NamedTuple):
     HALVES: tl.constexpr
     PRECISION: tl.constexpr
     WIDEN: tl.constexpr
+    COUNTED: tl.constexpr
+    METRIC: tl.constexpr
+    CUT: tl.constexpr
 
 
 class Tile(NamedTuple):
@@ -79,7 +85,9 @@ class Tile(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Tokens, channels and clusters of a sample; ld, ld_d: tokens and channels padded to whole lines."""
+    """Tokens and channels of a sample; k: rows of the results, which a sample may have fewer clusters than; ld, ld_d:
+    tokens and channels padded to whole lines.
+    """
 
     n: tl.tensor
     d: tl.tensor

@@ -3,13 +3,14 @@
 A common offset cancels digits, so a pivot is taken off every channel, which changes no distance: the mean of 16 tokens
 spread over the sample. For half types the pivot has the tokens' own type, and is 0 unless those 16 tokens lie between
 half and twice of it, where the difference is exact in that type (Sterbenz). What a half type does not hold of a
-difference is kept as a second value of that type.
+difference is kept as a second value of that type. With another metric than the Euclidean one every pivot is 0.
 """
 
 import triton
 import triton.language as tl
 
 from ..tokens import load_tokens, valid_tokens
+from .codes import METRIC_EUCLIDEAN
 
 SAMPLED = tl.constexpr(16)
 # Tokens and channels that are centered at a time.
@@ -24,12 +25,14 @@ def channel_pivots(p_x, p_mask, s, z, strides, kind, tile):
     count = tl.maximum(tl.sum(m_s.to(tl.int32), 0), 1).to(tl.float32)
     for c in range(0, z.d, CHANNELS):
         o_d = c + tl.arange(0, CHANNELS)
-        b_x = load_tokens(p_x, o_s, o_d, m_s, z.d, strides.n, strides.d)
-        b_pivot = tl.sum(b_x, 0) / count
-        if kind.HALVES:
-            b_pivot = b_pivot.to(p_x.dtype.element_ty).to(tl.float32)
-            b_spread = tl.max(tl.where(m_s[:, None], tl.abs(b_x - b_pivot[None, :]), 0.0), 0)
-            b_pivot = tl.where(2 * b_spread < tl.abs(b_pivot), b_pivot, 0.0)
+        b_pivot = tl.zeros((CHANNELS,), tl.float32)
+        if kind.METRIC == METRIC_EUCLIDEAN:
+            b_x = load_tokens(p_x, o_s, o_d, m_s, z.d, strides.n, strides.d)
+            b_pivot = tl.sum(b_x, 0) / count
+            if kind.HALVES:
+                b_pivot = b_pivot.to(p_x.dtype.element_ty).to(tl.float32)
+                b_spread = tl.max(tl.where(m_s[:, None], tl.abs(b_x - b_pivot[None, :]), 0.0), 0)
+                b_pivot = tl.where(2 * b_spread < tl.abs(b_pivot), b_pivot, 0.0)
         tl.store(s.pivot + o_d, b_pivot, mask=o_d < z.d)
     tl.debug_barrier()
 

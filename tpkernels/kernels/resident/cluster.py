@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..tokens import valid_tokens
-from .codes import INIT_WARD, METHOD_KMEANS, METHOD_KMEDOIDS, METHOD_WARD, OUTPUT_CENTER, OUTPUT_MEDOID
+from .codes import CUT_COUNT, INIT_WARD, METHOD_KMEANS, METHOD_KMEDOIDS, METHOD_WARD, OUTPUT_CENTER, OUTPUT_MEDOID
 from .kmeans import assign_means, update_means
 from .kmedoids import assign_medoids, member_costs, update_medoids
 from .members import slot_totals, sort_members, sort_slots
@@ -89,7 +89,42 @@ def _write_labels(out, b, updates, s, z, kind, tile):
 
 
 @triton.jit
-def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
+def weights_of(tensors, b, b_valid, strides, kind, tile):
+    """The valid tokens' weights [NP], the largest, and what weights are divided by."""
+    b_weight = b_valid.to(tl.float32)
+    if kind.WEIGHTED:
+        p_weight = tensors.weight + b * strides.weight_b
+        o_n = tl.arange(0, tile.NP)
+        b_weight = tl.load(p_weight + o_n * strides.weight_n, mask=b_valid, other=0.0).to(tl.float32)
+    peak = tl.max(b_weight, 0)
+    return b_weight, peak, tl.where(peak > 0, peak, 1.0)
+
+
+@triton.jit
+def look_at(tensors, b, s, z, strides, kind, tile):
+    """Writes the weights [N] over the sample's largest and the tokens' norms [N], zero for invalid tokens.
+
+    Returns which tokens are valid, those weights, how many are valid, the largest weight, what weights are divided by,
+    and whether there are bad numbers.
+    """
+    NP: tl.constexpr = tile.NP
+    n = z.n
+    o_n = tl.arange(0, NP)
+    b_valid = valid_tokens(tensors.mask + b * strides.mask_b, o_n, n, strides.mask_n, kind.MASKED)
+    b_weight, peak, scale = weights_of(tensors, b, b_valid, strides, kind, tile)
+    count = tl.sum(b_valid.to(tl.int32), 0)
+    b_norm = tl.load(s.gram + o_n * z.ld + o_n, mask=b_valid, other=0.0)
+    # NaN, infinity and values whose squared distances overflow all make 4 trace(G) non-finite.
+    m_bad = (tl.sum(b_norm, 0) * 4 < float("inf")) == 0
+    bad = m_bad | (tl.sum((tl.abs(b_weight) < float("inf")).to(tl.int32), 0) < NP)
+    b_weight = b_weight / scale
+    tl.store(s.weight + o_n, b_weight)
+    tl.store(s.norm + o_n, b_norm)
+    return b_valid, b_weight, count, peak, scale, bad
+
+
+@triton.jit
+def cluster_sample(tensors, out, s, b, max_iter, bound, z, strides, kind, tile):
     """Writes all results but the tokens, and leaves the sorted members in scratch for `pool_sample`."""
     NP: tl.constexpr = tile.NP
     METHOD: tl.constexpr = kind.METHOD
@@ -100,24 +135,17 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
     o_n = tl.arange(0, NP)
     o_k = tl.arange(0, tile.KP)
     m_n = o_n < n
-    b_valid = valid_tokens(p_mask, o_n, n, strides.mask_n, kind.MASKED)
-    b_weight = b_valid.to(tl.float32)
-    if kind.WEIGHTED:
-        p_weight = tensors.weight + b * strides.weight_b
-        b_weight = tl.load(p_weight + o_n * strides.weight_n, mask=b_valid, other=0.0).to(tl.float32)
-    count = tl.sum(b_valid.to(tl.int32), 0)
-    slots = tl.minimum(count, k)
-    peak = tl.max(b_weight, 0)
-    scale = tl.where(peak > 0, peak, 1.0)
-    b_norm = tl.load(s.gram + o_n * z.ld + o_n, mask=b_valid, other=0.0)
-    # NaN, infinity and values whose squared distances overflow all make 4 trace(G) non-finite.
-    m_bad = (tl.sum(b_norm, 0) * 4 < float("inf")) == 0
-    bad = m_bad | (tl.sum((tl.abs(b_weight) < float("inf")).to(tl.int32), 0) < NP)
+    b_valid, b_weight, count, peak, scale, bad = look_at(tensors, b, s, z, strides, kind, tile)
+    most = k
+    if kind.COUNTED:
+        most = tl.load(tensors.counts + b * strides.counts_b)
+        most = tl.minimum(tl.maximum(most, 1), k).to(tl.int32)
+    slots = tl.minimum(count, most)
     # No iteration runs: there is nothing to compare, or a slot for every token.
-    plain = bad | (count <= k)
-    b_weight = b_weight / scale
-    tl.store(s.weight + o_n, b_weight)
-    tl.store(s.norm + o_n, b_norm)
+    plain = bad | (count <= most)
+    if kind.CUT != CUT_COUNT:
+        # Values merge fewer tokens, too.
+        plain = bad | (count <= 1)
     tl.store(s.stamp + o_k, tl.zeros((tile.KP,), tl.int32))
     tl.store(s.square + o_k, tl.full((tile.KP,), float("inf"), tl.float32))
     tl.debug_barrier()
@@ -129,17 +157,30 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
         if plain:
             tl.store(p_heights + o_n, tl.full((NP,), float("inf"), tl.float32), mask=o_n < n - 1)
         else:
-            updates = ward_labels(p_heights, p_mask, strides.mask_n, count, peak > 0, scale, s, z, kind, tile)
+            updates, left = ward_labels(
+                p_heights, p_mask, strides.mask_n, count, most, peak > 0, bound, scale, s, z, kind, tile
+            )
+            if kind.CUT != CUT_COUNT:
+                slots = left
             if OUTPUT == OUTPUT_CENTER:
+                # Read again, and so below: a vector that is kept over all rounds leaves those too few registers.
+                b_valid = valid_tokens(p_mask, o_n, n, strides.mask_n, kind.MASKED)
                 # sum_i w_i ||x_i - mu||^2 = sum_i w_i (G_ii - x_i . mu) over a cluster
                 sort_members(s.weight, s, z, tile, kind.WEIGHTED)
                 member_costs(s, z, kind, tile)
                 b_gap = (tl.load(s.norm + o_n) + tl.load(s.cost + o_n, mask=m_n, other=0.0)) / 2
                 loss = tl.maximum(tl.sum(tl.where(b_valid, b_gap * tl.load(s.weight + o_n), 0.0), 0), 0.0) * scale
+                if kind.CUT != CUT_COUNT:
+                    # Tokens that are clusters of their own, which a count would have left alone.
+                    loss = tl.where(left == count, 0.0, loss)
     else:
         if plain == 0:
             if kind.INIT == INIT_WARD:
-                ward_labels(s.cost, p_mask, strides.mask_n, count, peak > 0, scale, s, z, kind, tile)
+                _, left = ward_labels(
+                    s.cost, p_mask, strides.mask_n, count, most, peak > 0, bound, scale, s, z, kind, tile
+                )
+                if kind.CUT != CUT_COUNT:
+                    slots = left
             else:
                 p_start = tensors.start + b * strides.start_b
                 start_labels(p_start, strides.start_k, b_valid, count, slots, s, z, kind, tile)
@@ -147,8 +188,8 @@ def cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile):
         if plain == 0:
             b_cost = tl.load(s.cost + o_n, mask=m_n, other=0.0)
             loss = tl.sum(tl.where(b_valid, b_cost * b_weight, 0.0), 0) * scale
-    # Read again, since a vector that is kept over all rounds leaves those too few registers.
     b_valid = valid_tokens(p_mask, o_n, n, strides.mask_n, kind.MASKED)
+    tl.store(out.n_clusters + b, slots)
     if plain:
         # The valid tokens in order, split evenly over the slots.
         loss = tl.where(bad, float("nan"), 0.0)

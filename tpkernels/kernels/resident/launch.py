@@ -4,14 +4,16 @@ In one launch a program takes sample after sample (a persistent grid). It reads 
 clusters on that matrix in scratch of its own, and reads the tokens again to pool them:
 
     x [B, N, D] -> tokens [B, K, D], assignment [B, N], source [B, N], medoids [B, K], loss [B], n_iter [B],
-                   merge_heights [B, N - 1], total [B, K]
+                   merge_heights [B, N - 1], total [B, K], n_clusters [B]
 
 There is scratch for each program, not for each sample. Few large samples take four launches of the same parts, so that
 several programs share a sample: blocks of centered tokens, tiles of the Gram matrix, the clustering, and channels of
 the pooled tokens. Both ways compute the same numbers in the same order. Where not all samples have scratch at once, the
 four launches are made for some at a time, from `first_sample` on.
 
-Of the four a kernel is given what it reads, and zeros in other fields of a tuple: those would make variants of it.
+Ward's whole dendrogram [B, N - 1, 4] is another entry, in one launch or four: the last two make and write it.
+
+Of these parts a kernel is given what it reads, and zeros in other fields of a tuple: those would make variants of it.
 """
 
 import triton
@@ -23,6 +25,7 @@ from .cluster import cluster_sample
 from .gram import gram_matrix, gram_tile
 from .pool import pool_sample
 from .scratch import scratch_of
+from .tree import merge_sample, write_tree
 
 
 @triton.jit
@@ -39,27 +42,45 @@ def _scratch(p_room, program, shape, z, kind, tile):
     return scratch_of(p_floats, p_ints, p_room.centered + program * shape.centered, z, kind, tile)
 
 
+@triton.jit
+def _products(tensors, p_room, sample, n, k, shape, strides, kind, tile):
+    """Makes a sample's Gram matrix; returns the sample as an int64, its sizes and the scratch of this program."""
+    # That is the program's number, as a value that changes with the sample: nothing made of it can be hoisted.
+    program = (sample % tl.num_programs(0)).to(tl.int64)
+    # The sum with an int64 widens the index: offsets of samples pass 2^31.
+    b = program * 0 + sample
+    z = _sizes(n, k, shape, tile)
+    s = _scratch(p_room, program, shape, z, kind, tile)
+    rows = tl.cdiv(n, tile.T) * tile.T
+    # The previous sample's reads of the scratch end before this one's writes begin.
+    tl.debug_barrier()
+    p_x = tensors.x + b * strides.b
+    p_mask = tensors.mask + b * strides.mask_b
+    channel_pivots(p_x, p_mask, s, z, strides, kind, tile)
+    inexact = center_rows(p_x, p_mask, s, 0, n, z, strides, rows, kind, tile)
+    gram_matrix(s, inexact, rows, z, kind, tile)
+    return b, z, s
+
+
 @triton.jit(do_not_specialize=["batch", "n", "k", "max_iter"])
-def resident_kernel(tensors, out, p_room, shape, strides, batch, n, k, max_iter, kind, tile):
+def resident_kernel(tensors, out, p_room, shape, strides, batch, n, k, max_iter, bound, kind, tile):
     """All steps of whole samples."""
     # disable_licm: values hoisted out of the loop over samples would take more registers than there are.
     for sample in tl.range(tl.program_id(0), batch, tl.num_programs(0), disable_licm=True):
-        # That is the program's number, as a value that changes with the sample: nothing made of it can be hoisted.
-        program = (sample % tl.num_programs(0)).to(tl.int64)
-        # The sum with an int64 widens the index: offsets of samples pass 2^31.
-        b = program * 0 + sample
-        z = _sizes(n, k, shape, tile)
-        s = _scratch(p_room, program, shape, z, kind, tile)
-        rows = tl.cdiv(n, tile.T) * tile.T
-        # The previous sample's reads of the scratch end before this one's writes begin.
-        tl.debug_barrier()
+        b, z, s = _products(tensors, p_room, sample, n, k, shape, strides, kind, tile)
+        cluster_sample(tensors, out, s, b, max_iter, bound, z, strides, kind, tile)
         p_x = tensors.x + b * strides.b
-        p_mask = tensors.mask + b * strides.mask_b
-        channel_pivots(p_x, p_mask, s, z, strides, kind, tile)
-        inexact = center_rows(p_x, p_mask, s, 0, n, z, strides, rows, kind, tile)
-        gram_matrix(s, inexact, rows, z, kind, tile)
-        cluster_sample(tensors, out, s, b, max_iter, z, strides, kind, tile)
         pool_sample(p_x, out.tokens + b * k * shape.d, 0, shape.d, s, z, strides, kind, tile)
+
+
+@triton.jit(do_not_specialize=["batch", "n"])
+def linkage_kernel(tensors, p_tree, p_room, shape, strides, batch, n, kind, tile):
+    """The dendrograms of whole samples."""
+    for sample in tl.range(tl.program_id(0), batch, tl.num_programs(0), disable_licm=True):
+        b, z, s = _products(tensors, p_room, sample, n, 1, shape, strides, kind, tile)
+        merge_sample(tensors, s, b, z, strides, kind, tile)
+        tl.debug_barrier()
+        write_tree(tensors, p_tree, s, b, z, strides, kind, tile)
 
 
 @triton.jit(do_not_specialize=["first_sample", "n", "k"])
@@ -98,12 +119,30 @@ def gram_kernel(p_room, shape, n, k, kind, tile):
 
 
 @triton.jit(do_not_specialize=["first_sample", "n", "k", "max_iter"])
-def cluster_kernel(tensors, out, p_room, shape, strides, first_sample, n, k, max_iter, kind, tile):
+def cluster_kernel(tensors, out, p_room, shape, strides, first_sample, n, k, max_iter, bound, kind, tile):
     """Third of four: a program clusters a sample on its Gram matrix."""
     at = tl.program_id(0).to(tl.int64)
     z = _sizes(n, k, shape, tile)
     s = _scratch(p_room, at, shape, z, kind, tile)
-    cluster_sample(tensors, out, s, first_sample + at, max_iter, z, strides, kind, tile)
+    cluster_sample(tensors, out, s, first_sample + at, max_iter, bound, z, strides, kind, tile)
+
+
+@triton.jit(do_not_specialize=["first_sample", "n"])
+def merge_kernel(tensors, p_room, shape, strides, first_sample, n, kind, tile):
+    """Third of four: a program makes all mergers of a sample from its Gram matrix."""
+    at = tl.program_id(0).to(tl.int64)
+    z = _sizes(n, 1, shape, tile)
+    s = _scratch(p_room, at, shape, z, kind, tile)
+    merge_sample(tensors, s, first_sample + at, z, strides, kind, tile)
+
+
+@triton.jit(do_not_specialize=["first_sample", "n"])
+def tree_kernel(tensors, p_tree, p_room, shape, strides, first_sample, n, kind, tile):
+    """Fourth of four: a program writes a sample's dendrogram."""
+    at = tl.program_id(0).to(tl.int64)
+    z = _sizes(n, 1, shape, tile)
+    s = _scratch(p_room, at, shape, z, kind, tile)
+    write_tree(tensors, p_tree, s, first_sample + at, z, strides, kind, tile)
 
 
 @triton.jit(do_not_specialize=["first_sample", "n", "k"])

@@ -51,13 +51,13 @@ def _farthest(b_weight, b_valid, slots, s, z, NP: tl.constexpr):
 
 
 @triton.jit
-def _given(p_start, stride, s, z, tile):
-    """The caller's tokens; an index out of range marks none, one given twice marks one."""
+def _given(p_start, stride, slots, s, z, tile):
+    """The caller's first tokens, one for each slot; an index out of range marks none, one given twice marks one."""
     o_n = tl.arange(0, tile.NP)
     tl.store(s.order + o_n, tl.zeros((tile.NP,), tl.int32))
     tl.debug_barrier()
     o_k = tl.arange(0, tile.KP)
-    b_index = tl.load(p_start + o_k * stride, mask=o_k < z.k, other=-1).to(tl.int32)
+    b_index = tl.load(p_start + o_k * stride, mask=o_k < slots, other=-1).to(tl.int32)
     tl.store(s.order + b_index, tl.full((tile.KP,), 1, tl.int32), mask=(b_index >= 0) & (b_index < z.n))
     tl.debug_barrier()
     return tl.load(s.order + o_n, mask=o_n < z.n, other=0) > 0
@@ -79,7 +79,7 @@ def start_labels(p_start, stride, b_valid, count, slots, s, z, kind, tile):
         b_weight = tl.load(s.weight + o_n, mask=o_n < z.n, other=0.0)
         m_chosen = _farthest(b_weight, b_valid, slots, s, z, NP)
     else:
-        m_chosen = b_valid & _given(p_start, stride, s, z, tile)
+        m_chosen = b_valid & _given(p_start, stride, slots, s, z, tile)
     b_slot = tl.cumsum(m_chosen.to(tl.int32), 0) - 1
     tl.store(s.label + o_n, tl.where(m_chosen, b_slot, -1), mask=o_n < z.n)
     tl.debug_barrier()

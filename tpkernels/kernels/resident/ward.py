@@ -19,108 +19,19 @@ import triton
 import triton.language as tl
 
 from ..tokens import valid_tokens
-from .order import ascending
-from .scratch import has_second_matrix, vector_part
-
-# Bits of +inf; more than any cost's bits or any token.
-INF = tl.constexpr(0x7F800000)
-BIG = tl.constexpr(0x7FFFFFFF)
-# Blocks of columns that are loaded before any is stored or compared, so that a warp waits once for all.
-BLOCKS = tl.constexpr(2)
-
-
-@triton.jit
-def _nearer(b_cost, b_least, b_block, j):
-    """The least costs so far, as the bits of floats that are not negative, and the first block of columns that has
-    them.
-    """
-    return tl.minimum(b_cost, b_least), tl.where(b_cost < b_least, j, b_block)
-
-
-@triton.jit
-def _over(b_x):
-    """1 / x of positive numbers, to two units in the last place: a third of a division's instructions."""
-    b_root = tl.rsqrt(b_x)
-    return b_root * b_root
-
-
-@triton.jit
-def _store_nearest(s, b_least, b_block, o_r, m_r, C: tl.constexpr):
-    """Writes the least cost of rows o_r and the row's neighbor at that cost.
-
-    Column c of block j of row r is `(r // C ^ j) C + c`, so that blocks are in the order of i XOR j.
-    """
-    b_row = tl.min(b_least, 1)
-    b_tie = (o_r[:, None] % C ^ tl.arange(0, C)[None, :]) + b_block * C
-    b_tie = tl.min(tl.where(b_least == b_row[:, None], b_tie, BIG), 1)
-    tl.store(s.least + o_r, tl.minimum(b_row, INF).to(tl.float32, bitcast=True), mask=m_r)
-    tl.store(s.near + o_r, b_tie ^ o_r, mask=m_r)
-
-
-@triton.jit
-def _of_columns(p_of, o_c, R: tl.constexpr):
-    """The entries of columns o_c, [R, C] with equal rows.
-
-    Each lane loads its own: a vector [C] would be shared out between the warps, and go through shared memory.
-    """
-    return tl.load(tl.broadcast_to((p_of + o_c)[None, :], (R, o_c.shape[0])))
-
-
-@triton.jit
-def _first_costs(s, z, kind, tile):
-    """Writes the costs [N, ld] of merging two tokens, +inf for a token with itself, and every token's nearest."""
-    o_n = tl.arange(0, tile.NP)
-    # Norms are the matrix's own diagonal, so that equal tokens are at distance 0 to the last bit; there -inf makes a
-    # token infinitely far from itself.
-    tl.store(s.gram + o_n * z.ld + o_n, tl.full((tile.NP,), float("-inf"), tl.float32), mask=o_n < z.n)
-    tl.debug_barrier()
-    R: tl.constexpr = tile.R
-    C: tl.constexpr = tile.C
-    U: tl.constexpr = BLOCKS if tile.NP > C else 1
-    for r in range(0, z.n, R):
-        m_r = r + tl.arange(0, R) < z.n
-        o_r = tl.minimum(r + tl.arange(0, R), z.n - 1)
-        b_mass_r = tl.load(s.mass + o_r)
-        b_norm_r = tl.load(s.norm + o_r)
-        b_least = tl.full((R, C), INF, tl.int32)
-        b_block = tl.zeros((R, C), tl.int32)
-        for first in tl.range(0, tile.NP // C, U, num_stages=1):
-            if (r // C ^ first) // U * U * C < z.n:
-                b_cost = ()
-                b_gone = ()
-                for block in tl.static_range(U):
-                    o_c = tl.arange(0, C) + (r // C ^ (first + block)) * C
-                    b_new = b_norm_r[:, None] + _of_columns(s.norm, o_c, R)
-                    b_new = tl.maximum(b_new - 2 * tl.load(s.gram + o_r[:, None] * z.ld + o_c[None, :]), 0.0)
-                    if kind.WEIGHTED:
-                        b_mass = _of_columns(s.mass, o_c, R)
-                        b_new *= b_mass_r[:, None] * b_mass * _over(b_mass_r[:, None] + b_mass)
-                    else:
-                        b_new *= 0.5 / tile.NP
-                    b_cost += (b_new,)
-                    b_gone += (_of_columns(s.gone, o_c, R),)
-                tl.debug_barrier()
-                for block in tl.static_range(U):
-                    o_c = tl.arange(0, C) + (r // C ^ (first + block)) * C
-                    # Whole padded rows store as vectors.
-                    m_at = m_r[:, None] & (o_c < z.ld)[None, :]
-                    tl.store(s.cost_matrix + o_r[:, None] * z.ld + o_c[None, :], b_cost[block], mask=m_at)
-                    b_bits = (b_cost[block].to(tl.int32, bitcast=True) | b_gone[block]) & BIG
-                    b_least, b_block = _nearer(b_bits, b_least, b_block, first + block)
-        _store_nearest(s, b_least, b_block, o_r, m_r, C)
-    tl.debug_barrier()
-    if has_second_matrix(kind.METHOD, kind.INIT, kind.OUTPUT):
-        tl.store(s.gram + o_n * z.ld + o_n, tl.load(s.norm + o_n), mask=o_n < z.n)
-        tl.debug_barrier()
+from .codes import CUT_COUNT
+from .costs import BIG, BLOCKS, INF, first_costs, nearer, of_columns, over, store_nearest
+from .cut import cut_labels, highest_made, round_limit, wanted_height
+from .scratch import vector_part
 
 
 @triton.jit
 def _look(j, o_r, b_least, b_block, s, z, C: tl.constexpr):
-    """`_nearer` for block j of rows o_r."""
+    """`nearer` for block j of rows o_r."""
     # A cluster that is gone may have left a negative number.
     o_c = ((o_r // C ^ j) * C)[:, None] + tl.arange(0, C)[None, :]
     b_cost = tl.load(s.cost_matrix + o_r[:, None] * z.ld + o_c).to(tl.int32, bitcast=True)
-    return _nearer((b_cost | tl.load(s.gone + o_c)) & BIG, b_least, b_block, j)
+    return nearer((b_cost | tl.load(s.gone + o_c)) & BIG, b_least, b_block, j)
 
 
 @triton.jit
@@ -141,7 +52,7 @@ def _scan(count, s, z, tile):
         else:
             for j in tl.range(0, tile.NP // C, num_stages=3):
                 b_least, b_block = _look(j, o_r, b_least, b_block, s, z, C)
-        _store_nearest(s, b_least, b_block, o_r, m_r, C)
+        store_nearest(s, b_least, b_block, o_r, m_r, C)
     tl.debug_barrier()
 
 
@@ -222,12 +133,12 @@ def _merge_costs(pairs, s, z, tile):
             m_column = ()
             for block in tl.static_range(U):
                 o_c = tl.arange(0, C) + c + block * C
-                b_signed = _of_columns(s.signed, o_c, R)
+                b_signed = of_columns(s.signed, o_c, R)
                 b_c = tl.abs(b_signed)
                 b_sum = (b_a + b_c) * tl.load(p_a + o_c[None, :]) + (b_b + b_c) * tl.load(p_b + o_c[None, :])
                 b_sum -= b_c * b_gap
                 # The numerator of a cluster that merges in this round is a part of its pair's.
-                b_new = tl.where(b_signed < 0, b_sum, tl.maximum(b_sum * _over(b_a + b_b + b_c), 0.0))
+                b_new = tl.where(b_signed < 0, b_sum, tl.maximum(b_sum * over(b_a + b_b + b_c), 0.0))
                 b_cost += (b_new,)
                 m_column += (m_r & (b_signed > 0) & (b_c < float("inf")),)
             tl.debug_barrier()
@@ -261,7 +172,7 @@ def _merge_pair_costs(pairs, s, z, tile):
             b_gap = tl.load(s.gap + o_q)[None, :]
             m_at = (o_r[:, None] < o_q[None, :]) & m_q[None, :]
             b_sum = tl.load(p_a + o_c[None, :]) + tl.load(p_a + o_e[None, :])
-            b_cost = tl.maximum((b_sum - b_a * b_gap) * _over(b_a + b_c), 0.0)
+            b_cost = tl.maximum((b_sum - b_a * b_gap) * over(b_a + b_c), 0.0)
             tl.debug_barrier()
             tl.store(p_a + o_c[None, :], b_cost, mask=m_at)
             tl.store(s.cost_matrix + o_c[None, :] * z.ld + o_a[:, None], b_cost, mask=m_at)
@@ -269,68 +180,12 @@ def _merge_pair_costs(pairs, s, z, tile):
 
 
 @triton.jit
-def _at(b_sorted, place, o_n):
-    """The entry at a place."""
-    return tl.sum(tl.where(o_n == place, b_sorted, 0), 0)
+def ward_rounds(p_mask, stride_mask, count, most, weighs, bound, scale, s, z, kind, tile):
+    """Merges until what a cut at `most` clusters, or by value, makes is certain; returns the number of rounds and what
+    the cut compares with.
 
-
-@triton.jit
-def _wanted_height(wanted, s, z, tile):
-    """The wanted-th lowest height of the merges made so far."""
-    o_n = tl.arange(0, tile.NP)
-    b_height = tl.load(s.height + o_n).to(tl.int32, bitcast=True)
-    return _at(ascending(b_height, tile.NP), wanted - 1, o_n).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _cut(p_heights, p_mask, stride_mask, count, scale, s, z, kind, tile):
-    """Writes labels [N] and the ascending heights [N - 1] of the merges below the cut, +inf for the others.
-
-    Roots are the k entries of greatest height, ties to the later merge; every other token has its parent's root.
-    """
-    NP: tl.constexpr = tile.NP
-    o_n = tl.arange(0, NP)
-    m_n = o_n < z.n
-    b_valid = valid_tokens(p_mask, o_n, z.n, stride_mask, kind.MASKED)
-    # Clusters that never merged into another have height +inf, and rank above every merge.
-    b_height = tl.load(s.height + o_n, mask=b_valid, other=float("inf"))
-    b_turn = tl.load(s.turn + o_n, mask=b_valid, other=0)
-    b_turn = tl.where(b_height == float("inf"), 2 * NP, b_turn) * NP + o_n
-    # What is no token ranks above all.
-    b_bits = tl.where(b_valid, b_height.to(tl.int32, bitcast=True), BIG)
-    b_key = (b_bits.to(tl.int64) << 32) + b_turn
-    b_sorted = ascending(b_key, NP)
-    made = count - z.k
-    b_made = (b_sorted >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    tl.store(p_heights + o_n, tl.where(o_n < made, b_made * scale, float("inf")), mask=o_n < z.n - 1)
-    m_below = b_valid & (b_key < _at(b_sorted, made, o_n))
-    b_owner = tl.load(s.parent + o_n, mask=m_below, other=0)
-    b_owner = tl.where(m_below, b_owner, o_n)
-    m_root = b_valid & (b_owner == o_n)
-    tl.store(s.other + o_n, b_owner)
-    tl.debug_barrier()
-    # Pointer jumping: every turn doubles how many parents up an owner lies.
-    reach = 1
-    while reach < z.n:
-        b_owner = tl.load(s.other + b_owner)
-        tl.debug_barrier()
-        tl.store(s.other + o_n, b_owner)
-        tl.debug_barrier()
-        reach *= 2
-    # A root is the lowest token of its cluster, so a prefix count of roots numbers the clusters.
-    tl.store(s.turn + o_n, tl.cumsum(m_root.to(tl.int32), 0) - 1)
-    tl.debug_barrier()
-    # Merges whose costs overflowed never happen, which leaves more than k roots.
-    b_label = tl.minimum(tl.load(s.turn + b_owner), z.k - 1)
-    tl.store(s.label + o_n, tl.where(b_valid, b_label, -1), mask=m_n)
-    tl.debug_barrier()
-
-
-@triton.jit
-def ward_labels(p_heights, p_mask, stride_mask, count, weighs, scale, s, z, kind, tile):
-    """Writes labels [N] of Ward's k clusters, in the order of their lowest tokens; returns the number of rounds.
-
-    Masses are the weights, floored at 1e-6 of the largest; where `weighs` is false tokens count equally.
+    Masses are the weights, floored at 1e-6 of the largest; where `weighs` is false tokens count equally. scale: what
+    a height is multiplied by to be returned.
     """
     o_n = tl.arange(0, tile.NP)
     b_valid = valid_tokens(p_mask, o_n, z.n, stride_mask, kind.MASKED)
@@ -344,10 +199,17 @@ def ward_labels(p_heights, p_mask, stride_mask, count, weighs, scale, s, z, kind
     tl.store(s.height + o_n, tl.full((tile.NP,), float("inf"), tl.float32))
     tl.store(s.turn + o_n, tl.zeros((tile.NP,), tl.int32))
     tl.debug_barrier()
-    _first_costs(s, z, kind, tile)
+    first_costs(s, z, kind, tile)
+    wanted = count - most
     merged = 0
     turn = 0
     limit = float("inf")
+    highest = bound
+    if kind.CUT != CUT_COUNT:
+        highest = highest_made(bound, s, z, kind, tile)
+        limit = round_limit(wanted, merged, highest, scale, s, z, kind, tile)
+    # Read again, since a vector that is kept over the first costs leaves those too few registers.
+    b_valid = valid_tokens(p_mask, o_n, z.n, stride_mask, kind.MASKED)
     least = tl.min(tl.load(s.least + o_n, mask=b_valid, other=float("inf")), 0)
     # Of two rounds without a pair one would have scanned all rows.
     while (least < limit) & (turn < 2 * z.n):
@@ -356,10 +218,22 @@ def ward_labels(p_heights, p_mask, stride_mask, count, weighs, scale, s, z, kind
         _merge_costs(pairs, s, z, tile)
         _scan(rows, s, z, tile)
         merged += pairs
-        if merged >= count - z.k:
-            limit = _wanted_height(count - z.k, s, z, tile)
+        if kind.CUT != CUT_COUNT:
+            limit = round_limit(wanted, merged, highest, scale, s, z, kind, tile)
+        elif merged >= wanted:
+            limit = wanted_height(wanted, s, z, tile)
         m_live = tl.load(s.gone + o_n) == 0
         least = tl.min(tl.load(s.least + o_n, mask=m_live, other=float("inf")), 0)
     tl.debug_barrier()
-    _cut(p_heights, p_mask, stride_mask, count, scale * tile.NP, s, z, kind, tile)
-    return turn
+    return turn, highest
+
+
+@triton.jit
+def ward_labels(p_heights, p_mask, stride_mask, count, most, weighs, bound, scale, s, z, kind, tile):
+    """Writes labels [N] of Ward's clusters, in the order of their lowest tokens, of which there are `most`, or fewer
+    where values cut; returns the number of rounds and of clusters.
+    """
+    scale = scale * tile.NP
+    turn, highest = ward_rounds(p_mask, stride_mask, count, most, weighs, bound, scale, s, z, kind, tile)
+    left = cut_labels(p_heights, p_mask, stride_mask, count, most, highest, scale, s, z, kind, tile)
+    return turn, left

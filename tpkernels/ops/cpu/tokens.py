@@ -14,12 +14,16 @@ from torch import Tensor
 from ..problem import Samples
 from .jit import jit, over_tokens
 
-# What loops get for weights and masks that there are none of.
+# What loops get for weights, masks and counts that there are none of.
 NO_WEIGHT = {torch.float32: np.empty((0, 0), np.float32), torch.float64: np.empty((0, 0), np.float64)}
 NO_MASK = np.empty((0, 0), np.bool_)
+NO_COUNTS = np.empty(0, np.int64)
 
 
-def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+def prepare(
+    x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, counts: Tensor | None = None, *, cuts: bool = False,
+    centers: bool = True,
+) -> Samples:  # fmt: skip
     """`eager.samples.prepare`."""
     x = _wide(x)
     b, n, d = x.shape
@@ -27,9 +31,10 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Sa
     out, offset, scale = x.new_empty(b, n, d), x.new_empty(b, 1, d), x.new_empty(b)
     relative = given if weight is None else x.new_empty(b, n)
     # Arrays, since rows of a tensor take microseconds.
-    counts, flags = np.empty((2, b), np.int64), np.empty((2, b), np.bool_)
-    over_tokens(prepare_samples, x, [given, valid, k, out, relative, counts, flags, offset, scale])
-    count, clusters, finite = map(torch.from_numpy, (*counts, flags[0]))
+    counted, flags = np.empty((2, b), np.int64), np.empty((2, b), np.bool_)
+    wanted = k, NO_COUNTS if counts is None else counts.contiguous(), cuts, centers
+    over_tokens(prepare_samples, x, [given, valid, *wanted, out, relative, counted, flags, offset, scale])
+    count, clusters, finite = map(torch.from_numpy, (*counted, flags[0]))
     some = torch.from_numpy(flags[1]) if flags[1].any() else None
     return Samples(out, None if weight is None else relative, mask, count, clusters, finite, some, offset, scale)
 
@@ -47,7 +52,7 @@ def gather(x: Tensor, source: Tensor, medoids: Tensor) -> tuple[Tensor, None]:
 def cluster_mean(x: Tensor, label: Tensor, k: int, weight: Tensor | None) -> Tensor:
     """`eager.means.cluster_mean` of tokens x [B, N, D] of any strides."""
     wide = _wide(x)
-    return _means(wide.new_empty(x.shape[0], k, x.shape[2]), wide, label, weight, False).to(x.dtype)
+    return _means(zeros(x.shape[0], k, wide), wide, label, weight, False).to(x.dtype)
 
 
 def moved_means(center: Tensor, x: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
@@ -77,10 +82,15 @@ def mean_and_loss(
         # The objective is that of the rounded means.
         means = cluster_mean(x, label, k, shares)
         return means, objective(x, means, label, weight)
-    out, losses = wide.new_empty(x.shape[0], k, x.shape[2]), wide.new_empty(x.shape[0])
+    out, losses = zeros(x.shape[0], k, wide), wide.new_empty(x.shape[0])
     given = [weights_of(shares, wide), weights_of(weight, wide), label, out, losses]
     over_labels(write_means_and_losses, wide, label, k, given)
     return out, losses
+
+
+def zeros(b: int, k: int, x: Tensor) -> Tensor:
+    """Zeros [B, K, D]; memory of a large result that stays 0 is not even touched, as by torch's own it is."""
+    return torch.from_numpy(np.zeros((b, k, x.shape[2]), np.float64 if x.dtype == torch.float64 else np.float32))
 
 
 def weights_of(weight: Tensor | None, x: Tensor) -> Any:
@@ -153,10 +163,12 @@ def relative(weight: Any, there: Any, out: Any) -> Any:
 
 @jit
 def prepare_samples(
-    x: Any, per_sample: int, per_token: int, weights: Any, masks: Any, k: int, out: Any, relatives: Any, counts: Any,
-    flags: Any, offsets: Any, scales: Any, first: int, last: int,
+    x: Any, per_sample: int, per_token: int, weights: Any, masks: Any, k: int, each: Any, cuts: bool, centers: bool,
+    out: Any, relatives: Any, counts: Any, flags: Any, offsets: Any, scales: Any, first: int, last: int,
 ) -> None:  # fmt: skip
-    """`prepare`; weights and masks may be empty. counts: valid tokens and clusters; flags: finite, plain."""
+    """`prepare`; weights, masks and each (sample's k) may be empty. counts: valid tokens and clusters; flags: finite,
+    plain.
+    """
     n, d = out.shape[1:]
     there = np.ones(n, np.bool_)
     for s in range(first, last):
@@ -167,7 +179,8 @@ def prepare_samples(
         for i in range(n):
             if there[i]:
                 at = s * per_sample + i * per_token
-                add(x[at : at + d], offset)
+                if centers:
+                    add(x[at : at + d], offset)
                 count += 1
         offset /= out.dtype.type(max(count, 1))
         for i in range(n):
@@ -178,8 +191,9 @@ def prepare_samples(
                 out[s, i] = 0
         scale = relative(weights[s], there, relatives[s]) if len(weights) > 0 else out.dtype.type(1)
         finite = np.isfinite(norm) and np.isfinite(scale)
-        counts[0, s], counts[1, s], scales[s] = count, min(count, k), scale
-        flags[0, s], flags[1, s] = finite, not finite or count <= k
+        wanted = min(k, max(1, each[s])) if len(each) > 0 else k
+        counts[0, s], counts[1, s], scales[s] = count, min(count, wanted), scale
+        flags[0, s], flags[1, s] = finite, not finite or count <= (1 if cuts else wanted)
         if not finite:
             out[s] = 0
             scales[s] = 1
@@ -191,7 +205,9 @@ def prepare_samples(
 def write_mean(
     x: Any, begin: int, per_token: int, weight: Any, label: Any, keeps: bool, mass: Any, size: Any, out: Any
 ) -> None:
-    """The means of one sample, whose first token begins there in x."""
+    """The means of one sample, whose first token begins there in x, into zeros, or into what a cluster without members
+    keeps.
+    """
     k, d = out.shape
     mass[:] = 0
     size[:] = 0
@@ -202,8 +218,8 @@ def write_mean(
         if c >= 0:
             mass[c] += weight[i]
             size[c] += out.dtype.type(1)
-    for c in range(k):
-        if size[c] > 0 or not keeps:
+    for c in range(k if keeps else 0):
+        if size[c] > 0:
             out[c] = 0
     for i in range(len(label)):
         c = label[i]

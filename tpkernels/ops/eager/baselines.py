@@ -71,7 +71,7 @@ def _keep_highest(samples: Samples, score: Tensor, k: int) -> Tensor:
     return labels_of(highest(score, k), score.shape[1], samples.k)
 
 
-def grid(samples: Samples, k: int, grid_size: tuple[int, int] | None) -> Tensor:
+def grid(samples: Samples, grid_size: tuple[int, int] | None) -> Tensor:
     """Averages over cells of the patch grid: bands of rows, each cut into cells of near-equal width.
 
     Without a grid (N is no square, or tokens of the sample are masked) its tokens in their order form one row.
@@ -82,27 +82,24 @@ def grid(samples: Samples, k: int, grid_size: tuple[int, int] | None) -> Tensor:
         grid_size = (side, side) if side * side == n else (1, n)
     height, width = grid_size
     strip = split_in_order(samples)
-    if height == 1 or k >= n:
+    if height <= 1:
         return strip
+    k = samples.k[:, None]
     bands = _bands(height, width, k)
-    cells = [(j + 1) * k // bands - j * k // bands for j in range(bands)]
-    first = torch.tensor([j * k // bands for j in range(bands)], device=samples.x.device)
     index = torch.arange(n, device=samples.x.device)
     band = index // width * bands // height
-    cell = index % width * torch.tensor(cells, device=samples.x.device)[band] // width
+    first, beyond = band * k // bands, (band + 1) * k // bands
+    cell = index % width * (beyond - first) // width
     # A sample with padding has no grid.
-    return torch.where((samples.n_valid == n)[:, None], first[band] + cell, strip)
+    return torch.where((samples.n_valid == n)[:, None], first + cell, strip)
 
 
-def _bands(height: int, width: int, k: int) -> int:
-    """The number of bands nearest to `sqrt(k height / width)` whose cells all hold a token."""
-    ideal = math.sqrt(k * height / width)
-    # A loop, which a compiler that keeps sizes open goes through, and not the least of a range by a key.
-    best = least = -(-k // width)
-    for bands in range(least, min(height, k) + 1):
-        if abs(bands - ideal) < abs(best - ideal):
-            best = bands
-    return best
+def _bands(height: int, width: int, k: Tensor) -> Tensor:
+    """The number of bands [B, 1] nearest to `sqrt(k height / width)` whose cells of k [B, 1] all hold a token."""
+    bands = torch.arange(1, height + 1, device=k.device)
+    holds = (bands >= -(-k // width)) & (bands <= k)
+    gap = (bands - (k.double() * height / width).sqrt()).abs()
+    return 1 + gap.masked_fill(~holds, torch.inf).argmin(1, keepdim=True)
 
 
 def bipartite(
@@ -110,6 +107,7 @@ def bipartite(
     k: int,
     metric: Tensor | None,
     mean: Callable[[Tensor, Tensor, int, Tensor | None], tuple[Tensor, Tensor | None]],
+    least: int | None = None,
 ) -> Tensor:
     """Bipartite soft matching (ToMe, Bolya et al., arXiv 2210.09461), repeated until k clusters are left.
 
@@ -119,8 +117,9 @@ def bipartite(
 
     Args:
         mean: of a backend's primitives.
+        least: the fewest clusters of a sample; k where None.
     """
-    x = samples.x
+    x, least = samples.x, k if least is None else least
     n = x.shape[1]
     # Cosines of the tokens as they came, with their mean.
     metric = x + samples.offset if metric is None else metric
@@ -129,12 +128,12 @@ def bipartite(
         metric = metric.masked_fill(~samples.valid[..., None], 0)
     label = samples.rank if samples.valid is None else samples.rank.masked_fill(~samples.valid, -1)
     most, left = n, samples.n_valid
-    while most > k:
+    while most > least:
         # Each pass removes half of the tokens at most, so the number of passes depends on shapes alone.
-        merged, _ = mean(metric, label, most, samples.weight)
+        merged, _ = mean(metric, label, max(k, most), samples.weight)
         matched, left = _match(merged, left, samples.k)
         label = torch.where(label < 0, label, matched.gather(1, label.clamp(min=0)))
-        most = max(k, most - (most + 1) // 2)
+        most = max(least, most - (most + 1) // 2)
         order = canonical_order(label, n)
         label = renumber(label, order)
     return label

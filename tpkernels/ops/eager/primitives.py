@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..problem import Primitives
 from .distances import objective
+from .linkage import linkage
 from .lloyd import lloyd, nearest
 from .means import cluster_mean, gather_tokens, nearest_members
 from .samples import prepare
@@ -22,4 +23,4 @@ def gather(x: Tensor, _: Tensor, medoids: Tensor) -> tuple[Tensor, None]:
     return gather_tokens(x, medoids), None
 
 
-EAGER = Primitives(False, prepare, ward, lloyd, nearest, nearest_members, mean, gather, objective)
+EAGER = Primitives(False, False, prepare, ward, lloyd, nearest, nearest_members, mean, gather, objective, linkage)

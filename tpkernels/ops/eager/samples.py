@@ -9,26 +9,34 @@ from ..context import compute_dtype, may_look
 from ..problem import Samples
 
 
-def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, looks: bool | None = None) -> Samples:
-    """Centers every sample and takes out what must not be computed with.
+def prepare(
+    x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, counts: Tensor | None = None, *, cuts: bool = False,
+    centers: bool = True, looks: bool | None = None,
+) -> Samples:  # fmt: skip
+    """Centers every sample, unless told otherwise, and takes out what must not be computed with.
 
     Subtracting the mean of the valid tokens changes no distance and keeps a common offset from cancelling digits.
     Weights are divided by the sample's largest, which changes no assignment and keeps sums of 1e30 finite. Masked
     tokens and samples with NaN or Inf become zeros; `finite` names the latter. With `looks` the values decide whether
     there is anything to take out; None looks where that waits for no device.
+
+    Args:
+        counts: clusters of each sample [B], at most k; k in all where None.
+        cuts: clusters of a sample of no more tokens than those may merge too.
     """
     looks = may_look(x) if looks is None else looks
     b, n, _ = x.shape
     x = x.to(compute_dtype(x))
     if mask is None:
         count = torch.full((b,), n, dtype=torch.int64, device=x.device)
-        offset = x.sum(1, keepdim=True) / max(n, 1)
-        x = x - offset
     else:
         count = mask.sum(1)
         x = x.masked_fill(~mask[..., None], 0)
-        offset = x.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]
-        x = (x - offset).masked_fill(~mask[..., None], 0)
+    if centers:
+        offset = x.sum(1, keepdim=True) / (max(n, 1) if mask is None else count.clamp(min=1)[:, None, None])
+        x = x - offset if mask is None else (x - offset).masked_fill(~mask[..., None], 0)
+    else:
+        offset = x.new_zeros(b, 1, x.shape[2])
     # One squared norm tells NaN, Inf and values whose distances would overflow.
     finite = torch.linalg.vector_norm(x, dim=(1, 2)).square().isfinite()
     scale = x.new_ones(b)
@@ -38,10 +46,12 @@ def prepare(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, *, lo
     if not (looks and bool(finite.all())):
         weight = None if weight is None else weight.masked_fill(~finite[:, None], 1)
         x = x.masked_fill(~finite[:, None, None], 0)
-    return _samples(x, weight, mask, count, k, finite, offset, scale, looks)
+    return _samples(x, weight, mask, count, (k, counts, cuts), finite, offset, scale, looks)
 
 
-def prepare_uncentered(x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int) -> Samples:
+def prepare_uncentered(
+    x: Tensor, weight: Tensor | None, mask: Tensor | None, k: int, counts: Tensor | None = None
+) -> Samples:
     """`prepare` for methods that read weights and places, not tokens: those stay as they came, and are read once."""
     b, n, d = x.shape
     dtype = compute_dtype(x)
@@ -56,15 +66,17 @@ def prepare_uncentered(x: Tensor, weight: Tensor | None, mask: Tensor | None, k:
         weight, scale, ok = _relative(weight.to(dtype), mask)
         finite = finite & ok
         weight = weight.masked_fill(~finite[:, None], 1)
-    return _samples(x, weight, mask, count, k, finite, x.new_zeros(b, 1, d, dtype=dtype), scale, may_look(x))
+    offset = x.new_zeros(b, 1, d, dtype=dtype)
+    return _samples(x, weight, mask, count, (k, counts, False), finite, offset, scale, may_look(x))
 
 
 def _samples(
-    x: Tensor, weight: Tensor | None, mask: Tensor | None, count: Tensor, k: int, finite: Tensor, offset: Tensor,
-    scale: Tensor, looks: bool,
+    x: Tensor, weight: Tensor | None, mask: Tensor | None, count: Tensor, wanted: tuple[int, Tensor | None, bool],
+    finite: Tensor, offset: Tensor, scale: Tensor, looks: bool,
 ) -> Samples:  # fmt: skip
-    clusters = count.clamp(max=k)
-    plain = ~finite | (count <= clusters)
+    k, counts, cuts = wanted
+    clusters = count.clamp(max=k) if counts is None else torch.minimum(count, counts.clamp(1, max(k, 1)))
+    plain = ~finite | (count <= (1 if cuts else clusters))
     known = looks and not bool(plain.any())
     return Samples(x, weight, mask, count, clusters, finite, None if known else plain, offset, scale)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ..problem import Found, Samples, Spec
+from ..problem import Samples, Spec
 from .segments import stable_order
 
 
@@ -87,10 +85,8 @@ def farthest(samples: Samples, k: int) -> Tensor:
 STARTS = {"topk": topk, "strided": strided, "farthest": farthest}
 
 
-def start_labels(samples: Samples, spec: Spec, given: Tensor | None, ward: Callable[[Samples, int], Found]) -> Tensor:
-    """Labels [B, N] that a loop starts from: the clusters of `ward`, or single tokens; `given` [B, K] for "given"."""
-    if spec.init == "ward":
-        return samples.only_valid(ward(samples, spec.k).label)
+def start_labels(samples: Samples, spec: Spec, given: Tensor | None) -> Tensor:
+    """Labels [B, N] of single tokens that a loop starts from; `given` [B, K] for "given"."""
     indices = given if spec.init == "given" else STARTS[spec.init](samples, spec.k)
     if indices is None:
         raise ValueError('start must be given with init="given"')

@@ -8,52 +8,63 @@ from those of its parts:
     cost(ab, c) = ((m_a + m_c) cost(a, c) + (m_b + m_c) cost(b, c) - m_c cost(a, b)) / (m_a + m_b + m_c)
 
 Rows are updated first, with the old masses of the columns, then columns with the new masses of the rows.
+
+That holds for any dissimilarity in place of the Euclidean distance (`metrics`). The dendrogram is cut at a number of
+clusters, or by value (`cuts`).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..problem import Found, Samples
+from ..problem import Found, Samples, Spec
+from . import cuts
+from .metrics import products
 
 MASS_FLOOR = 1e-6
 # On an accelerator the end is tested only every few rounds, since the test waits for the device.
 ROUNDS_BETWEEN_LOOKS = 4
 
 
-def ward(samples: Samples, k: int) -> Found:
-    """Cuts every sample's Ward dendrogram at its k clusters, numbered by their lowest token index.
+def ward(samples: Samples, spec: Spec) -> Found:
+    """Cuts every sample's Ward dendrogram, and numbers the clusters by their lowest token index.
 
     Args:
-        samples: what `prepare` returns; masses are its weights, floored at 1e-6 of the sample's largest.
-        k: clusters asked for; a sample takes `samples.k`.
+        samples: what `prepare` returns; masses are its weights, floored at 1e-6 of the sample's largest. A sample takes
+            `samples.k` clusters, or as few as the cut by value leaves.
 
     Returns:
-        label, n_iter (rounds) and heights, ascending, +inf for mergers that were not made.
+        label, n_iter (rounds), heights, ascending, +inf for mergers that were not made, and k where values cut.
     """
     b, n, _ = samples.x.shape
     if b == 0 or n < 2:
         heights = samples.x.new_full((b, max(n - 1, 0)), torch.inf)
         none = torch.zeros(b, n, dtype=torch.int64, device=samples.x.device)
-        return Found(none, samples.n_valid.new_zeros(b), heights=heights)
+        return Found(none, samples.n_valid.new_zeros(b), heights=heights, k=samples.k if spec.cuts_by_value else None)
     wanted = torch.where(samples.finite, samples.n_valid - samples.k, 0)
-    return _cut(samples, *merge_tree(samples, wanted, waits=samples.x.device.type == "cpu"))
+    tree = merge_tree(samples, wanted, spec, waits=samples.x.device.type == "cpu")
+    if not spec.cuts_by_value:
+        return _cut(samples, tree)
+    made = cuts.mergers_made(tree.height, cuts.bounds(samples, spec, masses(samples)), samples, spec)
+    k = torch.where(samples.finite, samples.n_valid - torch.maximum(made, wanted), samples.k)
+    return _cut(samples._replace(k=k), tree)._replace(k=k)
 
 
-def merge_costs(x: Tensor, mass: Tensor, valid: Tensor | None) -> Tensor:
-    """Costs [B, N + 1, N + 1] of merging two tokens, bitwise symmetric.
+def merge_costs(gram: Tensor, mass: Tensor, valid: Tensor | None) -> Tensor:
+    """Costs [B, N + 1, N + 1] of merging two tokens, from their `products` [B, N, N], bitwise symmetric.
 
     +inf on the diagonal, where a token is masked, and in the last row and column, which belong to no token: places of
     a round's list of pairs that hold no pair point there.
     """
-    b, n, _ = x.shape
-    gram = torch.bmm(x, x.mT)
+    b, n, _ = gram.shape
     # The norm from the product itself: equal tokens are at distance 0 to the last bit.
     norm = gram.diagonal(dim1=1, dim2=2).clone()
     sqdist = (norm[:, :, None] + norm[:, None, :]).sub_(gram).sub_(gram.mT).clamp_(min=0)
     inverse = mass.reciprocal()
-    cost = torch.full((b, n + 1, n + 1), torch.inf, dtype=x.dtype, device=x.device)
+    cost = torch.full((b, n + 1, n + 1), torch.inf, dtype=gram.dtype, device=gram.device)
     torch.div(sqdist, inverse[:, :, None] + inverse[:, None, :], out=gram)
     # The product need not be symmetric to the last bit: one triangle stands for both.
     lower = gram.tril_(-1)
@@ -94,7 +105,7 @@ def _nearest(cost: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return least, (tie.amin(1) ^ index).long()
 
 
-def _masses(samples: Samples) -> Tensor:
+def masses(samples: Samples) -> Tensor:
     """Weights [B, N] of at least 1e-6 of the sample's largest; ones where there are none or all are 0."""
     if samples.weight is None:
         return samples.x.new_ones(samples.x.shape[:2])
@@ -102,12 +113,20 @@ def _masses(samples: Samples) -> Tensor:
     return torch.where(samples.weight.amax(1, keepdim=True) > 0, floored, 1)
 
 
-def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Merges every sample until its wanted-th lowest height is certain, by operations on the whole chunk.
+class Tree(NamedTuple):
+    """What mergers there were: parent [B, N] int64, height [B, N] (+inf for tokens that were not merged away), turn
+    [B, N] int64 (0 for those), rounds [B] int64.
+    """
 
-    Returns:
-        parent [B, N] int64, height [B, N] (+inf for tokens that were not merged away), turn [B, N] int64 (0 for those),
-        rounds [B] int64.
+    parent: Tensor
+    height: Tensor
+    turn: Tensor
+    rounds: Tensor
+
+
+def merge_tree(samples: Samples, wanted: Tensor, spec: Spec, *, waits: bool) -> Tree:
+    """Merges every sample until its wanted-th lowest height is certain, and all that a cut by value takes, by
+    operations on the whole chunk.
 
     With `waits` shapes may depend on values, which an accelerator would have to be waited for; without it every round
     has the same ones.
@@ -116,8 +135,11 @@ def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor
     b, n, _ = x.shape
     device = x.device
     mass = x.new_ones(b, n + 1)
-    mass[:, :n] = _masses(samples)
-    cost = merge_costs(x, mass[:, :n], samples.valid)
+    mass[:, :n] = masses(samples)
+    loose = None
+    if spec.cuts_by_value:
+        loose = cuts.loosened(cuts.bounds(samples, spec, mass[:, :n]), samples, spec)
+    cost = merge_costs(products(samples, spec.metric), mass[:, :n], samples.valid)
     index = torch.arange(n + 1, device=device).expand(b, n + 1)
     least, neighbour = (t.view(b, n + 1) for t in _nearest(cost.view(-1, n + 1), index.flatten()))
 
@@ -127,7 +149,16 @@ def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor
     height = torch.full((b, n + 1), torch.inf, dtype=x.dtype, device=device)
     below = torch.zeros_like(height)
     gone = torch.zeros(b, n + 1, dtype=torch.int64, device=device)
-    limit = torch.where(wanted > 0, torch.inf, -torch.inf).to(x.dtype)
+
+    def limits() -> Tensor:
+        """The height [B] from which no pair needs to merge."""
+        limit = torch.where(wanted > 0, _wanted_height(height[:, :n], wanted), -torch.inf)
+        if loose is None:
+            return limit
+        by_value = cuts.open_limit(height[:, :n], loose, spec)
+        return torch.where(samples.finite, torch.maximum(limit, by_value), -torch.inf)
+
+    limit = limits()
     rounds = torch.zeros(b, dtype=torch.int64, device=device)
 
     for turn in range(1, 2 * n):
@@ -142,14 +173,14 @@ def merge_tree(samples: Samples, wanted: Tensor, *, waits: bool) -> tuple[Tensor
         parent[row, j], height[row, j], gone[row, j], below[row, i] = i, made, torch.full_like(i, turn), made
         gone[:, n] = turn
         rounds += first.any(1)
-        limit = torch.where(wanted > 0, _wanted_height(height[:, :n], wanted), limit)
+        limit = limits()
 
         # A neighbour stays the nearest until it merges. Where rounding left no mutual pair, rescan all rows.
         merged = first | (gone == turn)
         stale = merged.gather(1, neighbour) | (open_rows.any(1) & ~first.any(1))[:, None]
         least.masked_fill_(gone > 0, torch.inf)
         _rescan(cost, least, neighbour, stale & (gone == 0), waits)
-    return parent[:, :n], height[:, :n], gone[:, :n], rounds
+    return Tree(parent[:, :n], height[:, :n], gone[:, :n], rounds)
 
 
 def _merge(cost: Tensor, mass: Tensor, row: Tensor, i: Tensor, j: Tensor) -> None:
@@ -199,8 +230,9 @@ def _rescan(cost: Tensor, least: Tensor, neighbour: Tensor, stale: Tensor, waits
     neighbour.copy_(torch.where(stale, new_neighbour, neighbour))
 
 
-def _cut(samples: Samples, parent: Tensor, height: Tensor, gone: Tensor, rounds: Tensor) -> Found:
+def _cut(samples: Samples, tree: Tree) -> Found:
     """The roots are the k highest entries, on equal heights the last mergers; the rest follow their parents."""
+    parent, height, gone, rounds = tree
     b, n = parent.shape
     height = height if samples.valid is None else height.masked_fill(~samples.valid, -torch.inf)
     index = torch.arange(n, device=parent.device).expand(b, n)

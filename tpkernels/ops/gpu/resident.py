@@ -7,7 +7,7 @@ Triton is imported at the first launch, on the tensor's own device and stream.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,37 +65,36 @@ def at_once(batch: int, scratch: int) -> int:
     return -(-batch // rounds)
 
 
-def cluster(tensors: Tensors, spec: Spec) -> Results:
-    """`kernels.resident.launch`: the results of `ops.cluster`, for k <= N."""
-    from ...kernels.resident import codes
-    from ...kernels.resident.arguments import Kind, Outputs, Room, Shape, Strides, Tile, constants
-    from ...kernels.resident.arguments import Tensors as Inputs
-    from ...kernels.resident.launch import resident_kernel
+class Plan(NamedTuple):
+    """How a batch is launched: whether several programs share a sample, how many samples have scratch at a time, and
+    what kernels take: scratch, its shape, block sizes, Triton's options."""
+
+    split: bool
+    places: int
+    room: Any
+    shape: Any
+    tile: Any
+    options: dict[str, int]
+
+
+def plan(x: Tensor, k: int, method: str, codes_of: dict[str, int], max_iter: int, rows: int) -> Plan:
+    """The plan for x [B, N, D] and K clusters.
+
+    Args:
+        codes_of: method, init and output as the kernels have them.
+        rows: the most rows of a matrix at a time.
+    """
+    from ...kernels.resident.arguments import Room, Shape, Tile, constants
     from ...kernels.resident.scratch import needs
 
-    x, weight, pool_weight, mask, start = tensors
-    k, method, init, output, max_iter, _ = spec
     b, n, d = x.shape
-    results = allocate(x, spec, totals=True)
-    out, source, assignment, found, loss, n_iter, heights, total = results
-    if 0 in (b, n):
-        n_iter.zero_()
-        loss.zero_()
-        return results
-    # A gathered token is not weighed.
-    pool_weight = None if spec.gathers else pool_weight
     limits, config = limits_of(x.device), config_of(x, k, method)
     width, slots = power_of_two(n, 16), power_of_two(k, 16)
-    codes_of = {
-        "method": codes.METHODS[method], "init": codes.INITS[init if method != "ward" else "topk"],
-        "output": codes.OUTPUTS[output],
-    }  # fmt: skip
-    halves = x.dtype != torch.float32
     need = needs(
-        n, d, k, max_iter, **codes_of, halves=halves, width=width, slots=slots, tile=config.tile, block_d=config.block_d
-    )
-    element = x.element_size()
-    scratch = 4 * (need.floats + need.ints) + element * need.centered
+        n, d, k, max_iter, **codes_of, halves=x.dtype != torch.float32, width=width, slots=slots, tile=config.tile,
+        block_d=config.block_d,
+    )  # fmt: skip
+    scratch = 4 * (need.floats + need.ints) + x.element_size() * need.centered
     split = splits(b, n, scratch, limits)
     count = at_once(b, scratch) if split else programs(b, scratch, config, limits)
     room = Room(
@@ -103,31 +102,81 @@ def cluster(tensors: Tensors, spec: Spec) -> Results:
         torch.empty(count * need.ints, dtype=torch.int32, device=x.device),
         torch.empty(count * need.centered, dtype=x.dtype, device=x.device),
     )
-    flags = None if mask is None else mask.view(torch.uint8)
-    given = Inputs(x, *(x if tensor is None else tensor for tensor in (weight, pool_weight, flags, start)))
-    steps = Strides(*x.stride(), *strides(weight, 2), *strides(pool_weight, 2), *strides(flags, 2), *strides(start, 2))
-    # A kernel writes what it was asked for and nothing else, but takes a pointer for all.
-    outs = Outputs(out, assignment, source, found, _any(loss, total), n_iter, _any(heights, total), total)
-    shape = Shape(d, need.floats, need.ints, need.centered)
-    kind = constants(
-        Kind, *codes_of.values(), weight is not None, pool_weight is not None, mask is not None, halves, precision(),
-        interpreting(),
-    )  # fmt: skip
     tile = constants(
-        Tile, width, slots, config.tile, config.block_d, min(config.rows, slots), min(width, LINE * limits.warp),
+        Tile, width, slots, config.tile, config.block_d, min(config.rows, rows), min(width, LINE * limits.warp),
         config.segment, config.pooled,
     )  # fmt: skip
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if x.is_cuda and config.registers:
         # Without a limit ptxas spills registers to fit one more program per multiprocessor.
         options["maxnreg"] = config.registers
+    return Plan(split, count, room, Shape(d, need.floats, need.ints, need.centered), tile, options)
+
+
+def inputs(tensors: Tensors) -> tuple[Any, Any]:
+    """The kernels' pointers and strides of inputs."""
+    from ...kernels.resident.arguments import Strides
+    from ...kernels.resident.arguments import Tensors as Inputs
+
+    x, mask = tensors.x, tensors.mask
+    given = tensors._replace(mask=None if mask is None else mask.view(torch.uint8))
+    ranks = (2, 2, 2, 2, 1)
+    steps = [step for one, rank in zip(given[1:], ranks, strict=True) for step in strides(one, rank)]
+    return Inputs(*(x if one is None else one for one in given)), Strides(*x.stride(), *steps)
+
+
+def kind_of(tensors: Tensors, codes_of: dict[str, int], metric: str, cut: str) -> Any:
+    """The compile-time choices."""
+    from ...kernels.resident import codes
+    from ...kernels.resident.arguments import Kind, constants
+
+    x, weight, pool_weight, mask, _, counts = tensors
+    return constants(
+        Kind, *codes_of.values(), weight is not None, pool_weight is not None, mask is not None,
+        x.dtype != torch.float32, precision(), interpreting(), counts is not None, codes.METRICS[metric],
+        codes.CUTS[cut],
+    )  # fmt: skip
+
+
+def cluster(tensors: Tensors, spec: Spec) -> Results:
+    """`kernels.resident.launch`: the results of `ops.cluster`, for k <= N."""
+    from ...kernels.resident import codes
+    from ...kernels.resident.arguments import Outputs
+    from ...kernels.resident.launch import resident_kernel
+
+    x = tensors.x
+    k, method, init, output, max_iter = spec[:5]
+    b, n, _ = x.shape
+    results = allocate(x, spec, totals=True)
+    out, source, assignment, found, loss, n_iter, heights, total, n_clusters = results
+    if 0 in (b, n):
+        for one in (n_iter, loss, n_clusters):
+            one.zero_()
+        return results
+    if spec.gathers:
+        # A gathered token is not weighed.
+        tensors = tensors._replace(pool_weight=None)
+    codes_of = {
+        "method": codes.METHODS[method], "init": codes.INITS[init if method != "ward" else "topk"],
+        "output": codes.OUTPUTS[output],
+    }  # fmt: skip
+    made = plan(x, k, method, codes_of, max_iter, power_of_two(k, 16))
+    given, steps = inputs(tensors)
+    # A kernel writes what it was asked for and nothing else, but takes a pointer for all.
+    outs = Outputs(
+        out, assignment, source, found, _any(loss, total), n_iter, _any(heights, total), total, n_clusters
+    )  # fmt: skip
+    kind = kind_of(tensors, codes_of, spec.metric, spec.cut)
     with on_device(x):
-        if split:
-            for first in range(0, b, count):
-                samples = first, min(count, b - first)
-                _four(given, outs, room, shape, steps, samples, (n, k, max_iter), kind, tile, options)
+        if made.split:
+            for first in range(0, b, made.places):
+                samples = first, min(made.places, b - first)
+                _four(given, outs, made, steps, samples, (n, k, max_iter), spec.bound, kind)
         else:
-            resident_kernel[(count,)](given, outs, room, shape, steps, b, n, k, max_iter, kind, tile, **options)
+            resident_kernel[(made.places,)](
+                given, outs, made.room, made.shape, steps, b, n, k, max_iter, spec.bound, kind, made.tile,
+                **made.options,
+            )  # fmt: skip
     return results
 
 
@@ -137,8 +186,8 @@ def _any(tensor: Tensor, stand_in: Tensor) -> Tensor:
 
 
 def _four(
-    given: Any, outs: Any, room: Any, shape: Any, steps: Any, samples: tuple[int, int], sizes: tuple[int, int, int],
-    kind: Any, tile: Any, options: dict[str, int],
+    given: Any, outs: Any, made: Plan, steps: Any, samples: tuple[int, int], sizes: tuple[int, int, int],
+    bound: float, kind: Any,
 ) -> None:  # fmt: skip
     """The four launches: programs for blocks of tokens, tiles of the Gram matrices, samples, blocks of channels.
 
@@ -146,23 +195,31 @@ def _four(
         samples: the first, and how many.
     """
     from ...kernels.resident import codes
-    from ...kernels.resident.launch import center_kernel, cluster_kernel, gram_kernel, pool_kernel
+    from ...kernels.resident.launch import cluster_kernel, pool_kernel
 
-    d = shape.d
     (first, b), (n, k, max_iter) = samples, sizes
-    side = -(-n // tile.T.value)
-    of_x = _only(steps, "b", "n", "d")
-    of_x_and_mask = _only(steps, "b", "n", "d", "mask_b", "mask_n")
-    centering, products = _only(kind, "MASKED", "HALVES"), _only(kind, "HALVES", "PRECISION", "WIDEN")
+    room, shape, tile, options = made.room, made.shape, made.tile, made.options
+    gram_matrices(given, made, steps, samples, n, k, kind)
     # Methods differ in their centers: means and medoids are pooled alike.
     own = kind.OUTPUT.value == codes.OUTPUTS["center"]
     pooling = _only(kind, "OUTPUT", "POOL_WEIGHTED", *(["METHOD"] if own else []))
+    cluster_kernel[(b,)](given, outs, room, shape, steps, first, n, k, max_iter, bound, kind, tile, **options)
+    pool_kernel[(b * -(-shape.d // tile.P.value),)](
+        given.x, outs.tokens, room, shape, _only(steps, "b", "n", "d"), first, n, k, pooling, tile, **options
+    )
+
+
+def gram_matrices(given: Any, made: Plan, steps: Any, samples: tuple[int, int], n: int, k: int, kind: Any) -> None:
+    """The first two launches: programs for blocks of tokens, tiles of the Gram matrices."""
+    from ...kernels.resident.launch import center_kernel, gram_kernel
+
+    first, b = samples
+    room, shape, tile, options = made.room, made.shape, made.tile, made.options
+    side = -(-n // tile.T.value)
+    of_x_and_mask = _only(steps, "b", "n", "d", "mask_b", "mask_n")
+    centering, products = _only(kind, "MASKED", "HALVES", "METRIC"), _only(kind, "HALVES", "PRECISION", "WIDEN")
     center_kernel[(b * side,)](given.x, given.mask, room, shape, of_x_and_mask, first, n, k, centering, tile, **options)
     gram_kernel[(b * side * side,)](room, shape, n, k, products, tile, **options)
-    cluster_kernel[(b,)](given, outs, room, shape, steps, first, n, k, max_iter, kind, tile, **options)
-    pool_kernel[(b * -(-d // tile.P.value),)](
-        given.x, outs.tokens, room, shape, of_x, first, n, k, pooling, tile, **options
-    )
 
 
 def _only(values: Any, *names: str) -> Any:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..eager.linkage import linkage
 from ..eager.lloyd import nearest
 from ..eager.means import gather_tokens, nearest_members
 from ..eager.samples import prepare
@@ -141,6 +142,9 @@ class _Loop:
         self.parts = 1 if medoids else -(-d // mean_config(n, k, d, x.is_cuda)["BD"])
         # A slot that no token starts has the sample's mean, as a K-Means center, and no place as a medoid.
         self.norm = torch.full((self.parts, b, k), torch.inf if medoids else 0.0, device=x.device)
+        if not medoids:
+            # What is no slot of a sample is nobody's nearest.
+            self.norm[0].masked_fill_(torch.arange(k, device=x.device) >= samples.k[:, None], torch.inf)
         self.search = _Search(x, samples.weight, self.offset, k) if medoids else None
         tile, block_d = token_tile(n, self.width, x.is_cuda)
         with on_device(x):
@@ -231,5 +235,15 @@ def loss(x: Tensor, centers: Tensor, label: Tensor, weight: Tensor | None) -> Te
 
 # Launches are queued: no value is read, so the host never waits.
 STREAMING = Primitives(
-    True, partial(prepare, looks=False), ward, _Loop, nearest, nearest_members, cluster_mean, gather, loss
+    True,
+    True,
+    partial(prepare, looks=False),
+    ward,
+    _Loop,
+    nearest,
+    nearest_members,
+    cluster_mean,
+    gather,
+    loss,
+    linkage,
 )
