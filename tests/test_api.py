@@ -16,9 +16,13 @@ from torch import nn
 import tpkernels
 
 SIGNATURES = {
-    "kmeans": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto')",
-    "kmedoids": "(x, k, weight=None, *, init='auto', max_iter=5, mask=None, backend='auto', refine=None)",
-    "ward": "(x, k, weight=None, *, mask=None, backend='auto')",
+    "kmeans": "(x, k=None, weight=None, *, init='auto', max_iter=5, k_max=None, distance_threshold=None, "
+    "max_error=None, mask=None, backend='auto')",
+    "kmedoids": "(x, k=None, weight=None, *, init='auto', max_iter=5, k_max=None, distance_threshold=None, "
+    "max_error=None, mask=None, backend='auto', refine=None)",
+    "ward": "(x, k=None, weight=None, *, k_max=None, distance_threshold=None, max_error=None, metric='euclidean', "
+    "mask=None, backend='auto')",
+    "linkage": "(x, weight=None, mask=None, *, metric='euclidean', backend='auto')",
     "pairwise_sqdist": "(x, y=None, *, mask=None, y_mask=None)",
     "assign": "(x, centers, mask=None, *, center_mask=None)",
     "medoid_update": "(x, assignment, k, weight=None)",
@@ -26,9 +30,9 @@ SIGNATURES = {
     "unpool": "(y, assignment)",
     "chamfer_loss": "(x, centers, weight=None, *, mask=None, center_mask=None)",
     "attention": "(q, k, v, *, key_size=None, mask=None, scale=None, need_significance=True, backend='auto')",
-    "patch": "(model, keep=None, *, layers=None, budget=None, method='ward', init='ward', output='mean', "
-    "weighted=None, proportional=True, position='attention', restore=None, max_iter=5, refine=None, min_tokens=0, "
-    "seed=0, num_prefix_tokens=None, tower=None, backend='auto')",
+    "patch": "(model, keep=None, *, distance=None, layers=None, budget=None, method='ward', init='ward', "
+    "output='mean', weighted=None, proportional=True, position='attention', restore=None, max_iter=5, refine=None, "
+    "min_tokens=0, seed=0, num_prefix_tokens=None, tower=None, backend='auto')",
     "unpatch": "(model, *, tower=None)",
     "schedule_of": "(model, *, tower=None)",
     "summary": "(model, *, tower=None)",
@@ -38,24 +42,25 @@ SIGNATURES = {
     "resolve_keep": "(keep, depth, num_patches, layers=None)",
     "reconstruction_errors": "(model, batches, *, relative=True, tower=None, backend='auto')",
     "solve_schedule": "(errors, model_or_shape, budget, *, layers=None, method='ward', init='ward', max_iter=5, "
-    "position='attention')",
-    "save_schedule": "(path, tokens, *, num_patches, **facts)",
+    "position='attention', adaptive=False, tower=None, backend='auto')",
+    "save_schedule": "(path, tokens, *, num_patches=None, distance=None, **facts)",
     "load_schedule": "(path)",
 }
 TOKEN_POOL = (
-    "(keep, method='ward', *, init='ward', output='mean', max_iter=5, refine=None, weighted=False, "
-    "num_prefix_tokens=1, grid_size=None, seed=0, min_tokens=0, backend='auto')"
+    "(keep, method='ward', *, init='ward', output='mean', max_iter=5, refine=None, distance_threshold=None, "
+    "metric='euclidean', weighted=False, num_prefix_tokens=1, grid_size=None, seed=0, min_tokens=0, backend='auto')"
 )
-FORWARD = "(self, x, significance=None, *, sizes=None, mask=None, metric=None, return_info=False)"
+FORWARD = "(self, x, significance=None, *, sizes=None, mask=None, metric=None, k=None, return_info=False)"
 FIELDS = {
-    "Clusters": ("assignment", "centers", "medoids", "loss", "n_iter", "merge_heights"),
-    "PoolInfo": ("assignment", "sizes", "medoids", "loss", "n_iter"),
+    "Clusters": ("assignment", "centers", "medoids", "loss", "n_iter", "merge_heights", "n_clusters"),
+    "PoolInfo": ("assignment", "sizes", "medoids", "loss", "n_iter", "n_clusters"),
 }
 # Functions of tensors: their docstrings owe the reader shapes.
 TENSOR_FUNCTIONS = (
     "kmeans",
     "kmedoids",
     "ward",
+    "linkage",
     "pairwise_sqdist",
     "assign",
     "medoid_update",
@@ -130,6 +135,7 @@ def test_clusters_have_the_documented_shapes_and_dtypes() -> None:
         assert (found.centers.shape, found.centers.dtype) == ((2, 3, 3), torch.float32)
         assert (found.loss.shape, found.loss.dtype) == ((2,), torch.float32)
         assert (found.n_iter.shape, found.n_iter.dtype) == ((2,), torch.int64)
+        assert (found.n_clusters.tolist(), found.n_clusters.dtype) == ([3, 3], torch.int64)
         if method == "kmedoids":
             assert (found.medoids.shape, found.medoids.dtype) == ((2, 3), torch.int64)
         else:
@@ -185,7 +191,7 @@ def test_class_docstring_names_every_field(name: str) -> None:
 
 def test_every_module_and_public_definition_has_a_docstring() -> None:
     package = Path(tpkernels.__file__).parent
-    public = [*(package / "functional").glob("*.py"), package / "modules.py", package / "reference.py"]
+    public = [*(package / "functional").glob("*.py"), *(package / "modules").glob("*.py"), package / "reference.py"]
     public += [package / "schedule" / f"{name}.py" for name in ("keep", "macs", "search", "shapes", "file")]
     missing = [path.name for path in public if not path.is_file()]
     for path in sorted(package.rglob("*.py")):

@@ -135,6 +135,10 @@ def write_schedule(path: Path) -> None:
     tpkernels.save_schedule(path, [20, 10], num_patches=30, seed=1)
 
 
+def write_distances(path: Path) -> None:
+    tpkernels.save_schedule(path, [20, 10], num_patches=20, distance=[None, 1.5], seed=1)
+
+
 class Reader(NamedTuple):
     """Name of the file, what writes a good one, what reads it, the error that it may raise."""
 
@@ -151,6 +155,7 @@ READERS = {
     "training state": Reader(training_state.STATE, write_state, read_state, CheckpointError),
     "foreign weights": Reader("weights.pt", write_foreign, read_foreign, CheckpointError),
     "schedule": Reader("schedule.json", write_schedule, tpkernels.load_schedule, ValueError),
+    "distances": Reader("schedule.json", write_distances, tpkernels.load_schedule, ValueError),
     "tuned configurations": Reader("configs.json", write_configs, parse_configs, ValueError),
     "image": Reader("class/one.png", write_image, read_image, CorruptImageError),
 }

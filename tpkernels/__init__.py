@@ -14,17 +14,27 @@ from .functional import (
     explain_backend,
     kmeans,
     kmedoids,
+    linkage,
     medoid_update,
     pairwise_sqdist,
     unpool,
     ward,
 )
-from .integrations import Summary, Trace, patch, reconstruction_errors, schedule_of, summary, trace, unpatch
+from .integrations import (
+    Summary,
+    Trace,
+    patch,
+    reconstruction_errors,
+    schedule_of,
+    solve_schedule,
+    summary,
+    trace,
+    unpatch,
+)
 from .modules import PoolInfo, TokenPool
 from .schedule.file import Schedule, load_schedule, save_schedule
 from .schedule.keep import resolve_budget, resolve_keep, tokens_kept
 from .schedule.macs import Macs, count_macs
-from .schedule.search import solve_schedule
 from .schedule.shapes import ViTShape
 
 try:
@@ -35,7 +45,7 @@ except PackageNotFoundError:
 
 __all__ = [
     "Clusters", "Macs", "PoolInfo", "Schedule", "Summary", "TokenPool", "Trace", "ViTShape", "assign", "attention",
-    "chamfer_loss", "cluster_mean", "count_macs", "explain_backend", "kmeans", "kmedoids", "load_schedule",
+    "chamfer_loss", "cluster_mean", "count_macs", "explain_backend", "kmeans", "kmedoids", "linkage", "load_schedule",
     "medoid_update", "pairwise_sqdist", "patch", "reconstruction_errors", "resolve_budget", "resolve_keep",
     "save_schedule", "schedule_of", "solve_schedule", "summary", "tokens_kept", "trace", "unpatch", "unpool",
     "ward",

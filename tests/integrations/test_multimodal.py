@@ -28,8 +28,8 @@ def need(transformers: Any, *names: str) -> list[Any]:
     return found
 
 
-def words(tokens: int) -> dict[str, Tensor]:
-    ids = torch.tensor([[IMAGE] * tokens + [2, 5, 6]] * 2)
+def words(tokens: int, batch: int = 2) -> dict[str, Tensor]:
+    ids = torch.tensor([[IMAGE] * tokens + [2, 5, 6]] * batch)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -97,6 +97,21 @@ def test_hidden_states_of_the_language_model(transformers: Any) -> None:
     asked = {**words(64), "pixel_values": IMAGES}
     out = model(**asked, token_type_ids=torch.zeros_like(asked["input_ids"]), output_hidden_states=True)
     assert [state.shape for state in out.hidden_states] == [(2, 67, 24)] * 3
+
+
+def test_llava_reads_a_layer_restored_from_tokens_by_distance(transformers: Any) -> None:
+    model = make_llava(transformers, -2)
+    if not hasattr(type(towers_in(model)[0].tower), "_can_record_outputs") and not hasattr(
+        model, "_can_record_outputs"
+    ):
+        pytest.skip("this release reads the layer from a list that it fills block by block")
+    images = IMAGES * torch.linspace(0.1, 1, len(IMAGES))[:, None, None, None]
+    patch(model, distance=7.0)
+    with torch.no_grad(), trace(model) as seen:
+        together = model(pixel_values=images, **words(64, len(images))).logits
+        assert seen.layers == [0, 1, 2] and len(set((seen.sizes[0] > 0).sum(1).tolist())) > 1
+        alone = torch.cat([model(pixel_values=image[None], **words(64, 1)).logits for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 3, 2])

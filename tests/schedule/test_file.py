@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +20,15 @@ TOKENS = [64, 40, 40, 9]
 GOOD = {"format": "tpkernels schedule", "version": 1, "tokens": TOKENS, "num_patches": 64, "facts": {}}
 
 
+DISTANCE = [None, 1.5, None, 0]
+
+
 def changed(**changes: Any) -> str:
     return json.dumps({**GOOD, **changes})
+
+
+def by_distance(**changes: Any) -> str:
+    return changed(version=2, **changes)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -32,6 +40,30 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     # Numbers of numpy and tensors are counts too.
     save_schedule(path, tuple(torch.tensor(TOKENS).numpy()), num_patches=64)
     assert load_schedule(path).tokens == (64, 40, 40, 9)
+
+
+def test_distances_are_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    given = save_schedule(path, TOKENS, num_patches=64, distance=DISTANCE, method="ward")
+    assert given == load_schedule(path) == Schedule((64, 40, 40, 9), 64, {"method": "ward"}, (None, 1.5, None, 0.0))
+    assert json.loads(path.read_bytes())["version"] == 2
+    # A whole schedule, and more to say of it.
+    assert save_schedule(path, given, images=3).facts == {"method": "ward", "images": 3}
+    assert load_schedule(path) == Schedule(given.tokens, 64, {"method": "ward", "images": 3}, given.distance)
+    with pytest.raises(ValueError, match="num_patches and distance must be None beside a Schedule"):
+        save_schedule(path, given, num_patches=64)
+
+
+def test_without_distances_the_file_is_that_of_version_1(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    expected = (
+        '{"format": "tpkernels schedule",\n "version": 1,\n "tokens": [64, 40, 40, 9],\n "num_patches": 64,\n '
+        '"facts": {"method": "ward"}}\n'
+    )
+    save_schedule(path, TOKENS, num_patches=64, method="ward")
+    assert path.read_text() == expected
+    save_schedule(path, Schedule(tuple(TOKENS), 64, {"method": "ward"}))
+    assert path.read_text() == expected
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -54,8 +86,22 @@ BAD = {
     "long number": (changed().replace("9]", "9" * 9000 + "]"), "expected JSON"),
     "list": ("[1, 2]", "expected an object with format 'tpkernels schedule', got \\[1, 2\\]"),
     "foreign": (changed(format="other"), "expected an object with format 'tpkernels schedule', got 'other'"),
-    "version": (changed(version=2), "expected version 1, got 2"),
-    "true version": (changed(version=True), "expected version 1, got True"),
+    "version": (changed(version=3), "expected version 1 or 2, got 3"),
+    "true version": (changed(version=True), "expected version 1 or 2, got True"),
+    "no distance": (changed(version=2), "expected distance, facts, format, num_patches, tokens, version, got .*facts"),
+    "distance too early": (changed(distance=DISTANCE), "expected facts, format, .*, version, got .*distance"),
+    "distance as number": (by_distance(distance=1.5), "expected a list of distance, got 1.5"),
+    "few distances": (by_distance(distance=[1.5]), "distance must have 4 entries, one per block, got 1"),
+    "word": (by_distance(distance=[None, "1", None, 2]), r"distance\[1\] must be a finite number .*, got '1'"),
+    "true distance": (by_distance(distance=[None, True, None, 2]), r"distance\[1\] must be a finite .*, got True"),
+    "negative": (by_distance(distance=[None, -1.0, None, 2]), r"distance\[1\] must be a finite number .*, got -1.0"),
+    "infinite": (by_distance(distance=[None, 1e999, None, 2]), r"distance\[1\] must be a finite number .*, got inf"),
+    "not a number": (by_distance(distance=[None, math.nan, None, 2]), r"distance\[1\] must be a finite .*, got nan"),
+    "huge": (by_distance(distance=[None, 10**400, None, 2]), r"distance\[1\] must be a finite number .*, got 1000"),
+    "undistanced": (
+        by_distance(distance=[None, 1.5, 1.5, None]),
+        r"tokens\[3\] must be the 40 tokens that come, where distance\[3\] is None, got 9",
+    ),
     "no count": (json.dumps({name: GOOD[name] for name in GOOD if name != "num_patches"}), "num_patches"),
     "more": (changed(more=1), "expected facts, format, num_patches, tokens, version, got .*more"),
     "string": (changed(tokens="64"), "expected a list of tokens, got '64'"),

@@ -128,6 +128,44 @@ def test_clustering_costs_nothing_where_nothing_is_pooled(n, k, dim, method, ini
     assert (macs == 0) == (k == n or method in ("topk", "importance", "random"))
 
 
+@pytest.mark.parametrize("position", ["attention", "block"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("kind", ["torch", "int32", "numpy"])
+def test_counts_of_many_images_are_those_of_each(method, init, position, kind):
+    shape = ViTShape(depth=3, dim=8, num_patches=5000, patch_dim=12, num_classes=5)
+    rows = [[5000, 4500, 70], [4097, 4096, 4096], [4000, 9, 1], [1, 1, 1]]
+    options = {"method": method, "init": init, "position": position}
+    counts = torch.tensor(rows) if kind != "int32" else torch.tensor(rows, dtype=torch.int32)
+    found = count_macs(shape, counts.numpy() if kind == "numpy" else counts, **options)
+    for image, row in enumerate(rows):
+        one = count_macs(shape, row, **options)
+        assert (found.base, int(found.total[image])) == (one.base, one.total)
+        assert math.isclose(found.ratio[image], one.ratio, rel_tol=1e-6)
+        for many, single in zip(found.per_layer, one.per_layer, strict=True):
+            for name in ("tokens_in", "tokens_out", "attention", "mlp", "clustering"):
+                assert len(getattr(many, name)) == 4 and int(getattr(many, name)[image]) == getattr(single, name)
+    assert type(found.total) is (type(counts.numpy()) if kind == "numpy" else torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("counts", "error", "message"),
+    [
+        (torch.ones(3, 12), TypeError, "schedule must hold integers, got float32"),
+        (torch.ones(3, 12, dtype=torch.bool), TypeError, "schedule must hold integers, got bool"),
+        (torch.ones(3, 11).long(), ValueError, r"schedule must have shape \[M, 12\], images and blocks, got \[3, 11\]"),
+        (torch.ones(0, 12).long(), ValueError, r"schedule must have shape \[M, 12\], images and blocks, got \[0, 12\]"),
+        (torch.full((3, 12), 197), ValueError, r"schedule\[:, 0\] must be at least 1 and .* got 197 to 197"),
+        (torch.arange(1, 25).view(2, 12), ValueError, r"schedule\[:, 1\] must be .* left of each image, got 2 to 14"),
+        (torch.arange(22, -2, -1).view(2, 12), ValueError, r"schedule\[:, 10\] must be at least 1 .* got 0 to 12"),
+        (torch.ones(12).long(), TypeError, "schedule must list the patch tokens"),
+    ],
+)
+def test_what_bad_counts_get(counts, error, message):
+    with pytest.raises(error, match=message):
+        count_macs(DEIT_TI, counts)
+
+
 @given(sizes, st.data())
 def test_lance_williams_counts_three_products_a_pair(n, data):
     k = data.draw(st.integers(1, n))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from .dendrograms import DENDROGRAMS
 from .kernels import KERNELS
 from .layers import LAYERS
 from .operations import OPERATIONS
 
-MUTANTS = (*KERNELS, *OPERATIONS, *LAYERS)
+MUTANTS = (*KERNELS, *OPERATIONS, *DENDROGRAMS, *LAYERS)
 # Of mutants that no test can see, why they are no mistakes.
 WHY: dict[str, str] = {}

@@ -9,22 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.attention import attention
+from .packed import Packed
 
 
 def attend_heads(
-    q: Tensor, k: Tensor, v: Tensor, sizes: Tensor | None, *, scores: bool, dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, sizes: Tensor | Packed | None, *, scores: bool, dropout: float = 0.0,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Attention of q, k, v [B, H, N, d].
+    """Attention of q, k, v [B, H, N, d], or of all samples' tokens as one where they are packed.
 
     Args:
-        sizes: [B, N] for proportional attention, None for the plain one.
+        sizes: [B, N] for proportional attention, 0 for no key, None for the plain one; or how the tokens are packed.
         scores: whether to return the significance; without it this is `scaled_dot_product_attention`.
         dropout: of the probabilities; the significance is that before it.
 
     Returns:
-        the heads' outputs side by side [B, N, H d], and the significance [B, N] or None.
+        the heads' outputs side by side [B, N, H d], packed where they came so; and the significance [B, N] or None.
     """
+    if isinstance(sizes, Packed):
+        q, k, v = (sizes.pad(one.transpose(1, 2)).transpose(1, 2) for one in (q, k, v))
+        out, significance = attend_heads(q, k, v, sizes.sizes, scores=scores, dropout=dropout, scale=scale)
+        return sizes.pack(out), significance
     significance = None
     if scores and dropout == 0:
         out, significance = attention(q, k, v, key_size=sizes, scale=scale)

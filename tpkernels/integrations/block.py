@@ -10,6 +10,7 @@ import copyreg
 import functools
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..functional import unpool
 from ..modules import TokenPool, with_prefix
 from ..names import PRUNERS
 from .forwards import check_uncalled
+from .packed import lay, may_pack, trimmed
 from .plan import Checkpoint, Family, Plan
 from .source_map import compose
 
@@ -28,7 +30,8 @@ class Turn:
 
     Args:
         plan, pool: the pool is None where the block does not pool this time.
-        sizes: original tokens that each token stands for [B, N]; None before the first pooling.
+        sizes: original tokens that each token stands for [B, N], 0 where an image has fewer than others; None before
+            the first pooling.
         source: the token that holds each token of the run's input [B, N0]; None where nobody asks, or nothing pooled.
         follows: whether to follow the sources.
         restores: whether to copy the tokens to all places that they stand for at the block's end.
@@ -51,9 +54,9 @@ class Turn:
 
     def take(self, block: Any, forward: Callable[..., Any], x: Tensor, args: Any, kwargs: Any) -> Any:
         """The block's output, in a tuple where the model's blocks return tuples."""
-        run = functools.partial(self._run, block, functools.partial(forward, block), args, kwargs)
+        run = partial(self._run, block, partial(forward, block), args, kwargs)
         # Within hooks, so that these are called once, and as a function without side effects.
-        called = run if self.checkpoint is None else functools.partial(self.checkpoint, run)
+        called = run if self.checkpoint is None else partial(self.checkpoint, run)
         x, sizes, self.source = called(x, *self.given)
         # A reentrant checkpoint marks all that it returns as requiring a gradient.
         self.sizes = None if sizes is None else sizes.detach()
@@ -69,13 +72,14 @@ class Turn:
         # Layers may lie on several devices.
         sizes = None if sizes is None else sizes.to(x.device)
         source = None if source is None else source.to(x.device)
-        if self.pool is None and (sizes is None or not plan.proportional):
+        ragged = plan.distance is not None
+        if self.pool is None and (sizes is None or not (plan.proportional or ragged)):
             x = tokens_of(forward(x, *args, **kwargs))
         else:
             check_uncalled(plan.family.uncalled(block), block.tpkernels_patched)
             x, sizes, label = run_block(
                 plan.family, block, x, sizes, pool=self.pool, proportional=plan.proportional, position=plan.position,
-                grid_size=self.grid_size,
+                grid_size=self.grid_size, ragged=ragged,
             )  # fmt: skip
             if label is not None and self.follows:
                 label = with_prefix(label, plan.num_prefix_tokens)
@@ -87,7 +91,7 @@ class Turn:
 
 def run_block(
     family: Family, block: Any, x: Tensor, sizes: Tensor | None, *, pool: TokenPool | None, proportional: bool,
-    position: str, grid_size: tuple[int, int] | None = None,
+    position: str, grid_size: tuple[int, int] | None = None, ragged: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """A pre-norm block from its own submodules, with pooling between attention and MLP or at its end.
 
@@ -95,27 +99,34 @@ def run_block(
         x: tokens [B, N, D], prefix first.
         sizes: original tokens that each one stands for [B, N]; None before the first pooling.
         grid_size: rows and columns of the tokens, for the method "grid".
+        ragged: samples may have different numbers of tokens: those of size 0 are not there.
 
     Returns:
         tokens [B, M, D]; their sizes [B, M], None where pooling only selects; and the cluster of every patch token
         [B, N - P], -1 where it was dropped, None where nothing was pooled.
     """
     scores = pool is not None and pool.needs_significance
-    update, significance, keys = family.attention(block, x, sizes if proportional else None, scores)
+    lay_out = partial(lay, proportional=proportional, ragged=ragged, packs=ragged and may_pack(block))
+    layout = lay_out(sizes)
+    x = layout.pack(x)
+    update, significance, keys = family.attention(block, x, layout.keys, scores)
     x = x + update
     if pool is None:
-        return x + family.mlp(block, x), sizes, None
+        return layout.pad(x + family.mlp(block, x)), sizes, None
     # ToMe matches tokens by their keys, averaged over the heads.
     metric = keys.mean(1) if pool.method == "bipartite" else None
     if sizes is None and pool.method not in PRUNERS:
         sizes = x.new_ones(x.shape[:2], dtype=torch.float32)
     if position == "block":
         x = x + family.mlp(block, x)
-    found = pool.pool(x, significance, sizes=sizes, metric=metric, grid_size=grid_size)
-    x = found.tokens
+    given: dict[str, Any] = {"sizes": sizes, "mask": layout.mask, "metric": metric, "grid_size": grid_size}
+    found = pool.pool(layout.pad(x), significance, **given)
+    x, sizes = trimmed(found, pool.num_prefix_tokens) if ragged else (found.tokens, found.sizes)
     if position == "attention":
-        x = x + family.mlp(block, x)
-    return x, found.sizes, found.label
+        layout = lay_out(sizes)
+        x = layout.pack(x)
+        x = layout.pad(x + family.mlp(block, x))
+    return x, sizes, found.label
 
 
 def is_patched(module: nn.Module) -> bool:

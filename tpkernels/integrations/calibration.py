@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,9 +15,12 @@ from ..functional import ward
 from ..schedule.shapes import block_in
 from .towers import patched_in, read_tower
 
+# Images for `model(images)`, or keyword arguments for `model(**batch)`.
+Batches = Iterable[Tensor | Mapping[str, Any]]
+
 
 def reconstruction_errors(
-    model: nn.Module, batches: Iterable[Tensor | Mapping[str, Any]], *, relative: bool = True, tower: str | None = None,
+    model: nn.Module, batches: Batches, *, relative: bool = True, tower: str | None = None,
     backend: str = "auto",
 ) -> Tensor:  # fmt: skip
     """The least squared error with which k clusters reconstruct a block's N patch tokens, for every block and every k.
@@ -70,14 +73,14 @@ def reconstruction_errors(
         images[layer] += len(losses)
 
     norms = [family.norm2(block_in(child)) for child in container.children()]
-    with _watched(model, norms, measure), torch.no_grad():
-        for batch in batches:
-            if isinstance(batch, Tensor):
-                model(batch)
-            elif isinstance(batch, Mapping):
-                model(**batch)
-            else:
-                raise TypeError(f"batches must hold tensors or mappings of arguments, got {type(batch).__name__}")
+    hooks = [norm.register_forward_pre_hook(partial(measure, layer)) for layer, norm in enumerate(norms)]
+    try:
+        with evaluated(model):
+            for batch in batches:
+                run_batch(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
     if min(images) == 0 or min(images) != max(images):
         raise ValueError(f"batches must give every block the same images, at least one, got {images} by block")
     return sums / images[0]
@@ -99,17 +102,25 @@ def price_all(x: Tensor, relative: bool, backend: str = "auto") -> Tensor:
     return torch.where(whole == 0, 0.0, losses / whole)
 
 
+def run_batch(model: nn.Module, batch: Tensor | Mapping[str, Any]) -> None:
+    """Calls a model on images, or on a mapping of its arguments; TypeError for anything else."""
+    if isinstance(batch, Tensor):
+        model(batch)
+    elif isinstance(batch, Mapping):
+        model(**batch)
+    else:
+        raise TypeError(f"batches must hold tensors or mappings of arguments, got {type(batch).__name__}")
+
+
 @contextmanager
-def _watched(model: nn.Module, norms: list[nn.Module], measure: Callable[..., None]) -> Iterator[None]:
-    """Calls `measure(layer, module, inputs)` before each of `norms`; the model in eval mode, afterwards as it was."""
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, afterwards as it was; without gradients."""
     modes = [(module, module.training) for module in model.modules()]
-    hooks = [norm.register_forward_pre_hook(partial(measure, layer)) for layer, norm in enumerate(norms)]
     try:
         model.eval()
-        yield
+        with torch.no_grad():
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
         # Not by train(), which would set every submodule to the model's mode.
         for module, mode in modes:
             module.training = mode

@@ -12,6 +12,7 @@ from torch import nn
 from ..schedule.keep import resolve_keep
 from ..schedule.macs import Macs, count_macs
 from ..schedule.shapes import ViTShape
+from .distribution import Distribution
 from .plan import Plan
 from .source_map import Trace
 from .towers import Found, patched_in
@@ -23,6 +24,9 @@ class Summary:
 
     model: the class; schedule: patch tokens after each block for an image of the model's own size, of num_patches
     tokens; num_prefix_tokens: never pooled; macs: for such an image, per layer and in all, the clustering apart.
+    distance: for each block the distance below which clusters merge, None where it does not pool; None where all images
+    keep the same. By distances, schedule and macs are the most that an image keeps and takes, and calibrated is what
+    images kept and took, None where the schedule does not say.
     """
 
     model: str
@@ -37,6 +41,8 @@ class Summary:
     schedule: tuple[int, ...]
     num_prefix_tokens: int
     macs: Macs
+    distance: tuple[float | None, ...] | None = None
+    calibrated: Distribution | None = None
 
     @property
     def num_patches(self) -> int:
@@ -47,23 +53,44 @@ class Summary:
         start = f" from {self.init}" if self.init else ""
         start += f", refined by {self.refine}s" if self.refine else ""
         words = [f"{self.method}{start}", f"output {self.output}", f"after {self.position}"]
+        words += ["by distance"] if self.distance else []
         words += ["weighted by significance"] if self.weighted else []
         words += ["proportional attention"] if self.proportional else []
         words += ["tokens restored at the end"] if self.restore else []
+        titles = f"{'block':>5} {'tokens in':>10} {'out':>6} {'attention':>12} {'MLP':>12} {'clustering':>12}  MMAC"
+        if self.distance:
+            titles += f"{'distance':>12}" + ("   tokens kept: mean, least to most" if self.calibrated else "")
         lines = [
             f"{self.model}: {', '.join(words)}; {self.num_prefix_tokens} prefix tokens beside the "
             f"{self.num_patches} patches of an image of its own size",
-            f"{'block':>5} {'tokens in':>10} {'out':>6} {'attention':>12} {'MLP':>12} {'clustering':>12}  MMAC",
+            titles,
         ]
         for row in self.macs.per_layer:
             parts = " ".join(f"{part / 1e6:12.2f}" for part in (row.attention, row.mlp, row.clustering))
-            lines.append(f"{row.layer:>5} {row.tokens_in:>10} {row.tokens_out:>6} {parts}")
+            lines.append(f"{row.layer:>5} {row.tokens_in:>10} {row.tokens_out:>6} {parts}{self._kept(row.layer)}")
         total, base = self.macs.total / 1e9, self.macs.base / 1e9
         lines.append(
             f"{total:.3f} GMAC with clustering ({self.macs.clustering / 1e9:.3f}), {100 * self.macs.ratio:.1f} % of "
-            f"{base:.3f}"
+            f"{base:.3f}" + (", for an image that keeps the most" if self.distance else "")
         )
+        if self.calibrated is not None:
+            mean, least, most = (100 * getattr(self.calibrated, f"{one}_ratio") for one in ("mean", "least", "most"))
+            lines.append(
+                f"{mean:.1f} % in the mean of the {self.calibrated.images} images that it was calibrated on, "
+                f"{least:.1f} to {most:.1f} %"
+            )
+        elif self.distance:
+            lines.append("not calibrated: what images keep is not known before they come")
         return "\n".join(lines)
+
+    def _kept(self, layer: int) -> str:
+        """A row's end: the distance, and what images kept."""
+        if self.distance is None:
+            return ""
+        one, kept = self.distance[layer], self.calibrated
+        # Below the title's unit, too.
+        end = f"{'-' if one is None else format(one, '.4g'):>18}"
+        return end + (f"   {kept.mean[layer]:.1f}, {kept.least[layer]} to {kept.most[layer]}" if kept else "")
 
 
 def describe(model: nn.Module, **facts: object) -> Summary:
@@ -74,7 +101,8 @@ def describe(model: nn.Module, **facts: object) -> Summary:
 def schedule_of(model: nn.Module, *, tower: str | None = None) -> list[int]:
     """Patch tokens that a patched model leaves after each block for an image of its own size.
 
-    For other sizes see `trace`, and `TokenPool.output_len`: ratios hold at every size, counts are the same at all.
+    For other sizes see `trace`, and `TokenPool.output_len`: ratios hold at every size, counts are the same at all. By
+    distances these are the most that an image keeps.
 
     Args:
         tower: path of the vision tower, where several in the model are patched.
@@ -98,7 +126,7 @@ def summary(model: nn.Module, *, tower: str | None = None) -> Summary:
     found, plan = _patched(model, tower)
     schedule, shape = _schedule(found, plan, model)
     pool = next((pool for pool in plan.pools if pool is not None), None)
-    if schedule[-1] == shape.num_patches:
+    if schedule[-1] == shape.num_patches and plan.distance is None:
         pool = None
     method, init = ("ward", "ward") if pool is None else (pool.method, pool.init)
     options: dict[str, Any] = {"method": method, "init": init, "position": plan.position}
@@ -117,6 +145,8 @@ def summary(model: nn.Module, *, tower: str | None = None) -> Summary:
         schedule=schedule,
         num_prefix_tokens=shape.num_prefix_tokens,
         macs=count_macs(shape, schedule, **options),
+        distance=plan.distance,
+        calibrated=plan.calibrated,
     )
 
 

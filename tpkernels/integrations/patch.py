@@ -13,22 +13,21 @@ from torch import nn
 from .. import checks
 from ..modules import TokenPool
 from ..names import POSITIONS, PRUNERS
-from ..schedule.file import read_tokens
-from ..schedule.keep import keep_by_block, resolve_budget_ratio
-from ..schedule.shapes import ViTShape
+from ..schedule.file import Schedule
 from .containers import plan_of
 from .install import give_back, install, uninstall
 from .plan import Plan
 from .towers import patched_in, read_tower
+from .wanted import wanted
 
 Model = TypeVar("Model", bound=nn.Module)
-Keep = list[float | int | None]
 
 
 def patch(
     model: Model,
-    keep: float | int | str | os.PathLike[str] | Sequence[float | int | None] | None = None,
+    keep: float | int | str | os.PathLike[str] | Schedule | Sequence[float | int | None] | None = None,
     *,
+    distance: float | str | os.PathLike[str] | Schedule | Sequence[float | None] | None = None,
     layers: Collection[int] | None = None,
     budget: float | None = None,
     method: str = "ward",
@@ -58,7 +57,14 @@ def patch(
         model: a vision transformer, or a module that holds one (torch.compile, DataParallel, PEFT, a model of images
             and text); its library need not be installed where only the structure is the same.
         keep: a ratio (float) or count (int) for every block in `layers`, or a list with one per block (None: none);
-            or the path (str or os.PathLike) of a schedule file that `save_schedule` wrote for such a model.
+            or a Schedule for such a model, or the path (str or os.PathLike) of a file of it that `save_schedule` wrote.
+        distance: instead of the same number for every image: clusters closer than this merge, so that each image keeps
+            what it needs. A number for every block in `layers`, or a list with one per block (None: none); or a
+            Schedule with distances or the path of its file, here or as `keep`. The distance of two clusters is
+            `sqrt(2 m_a m_b / (m_a + m_b)) ||c_a - c_b||`, m how many patches they stand for. `keep` beside it is the
+            most that an image keeps; all where None. For "ward", and "kmeans" and "kmedoids" from "ward".
+            `solve_schedule(..., adaptive=True)` finds distances for a budget. A batch is padded where its images keep
+            different numbers: with `restore=False` what follows the blocks gets the padding too.
         layers: 0-based blocks that pool; every block where None.
         budget: instead of `keep`, the share of the model's MACs to spend at its own image size, clustering counted: the
             ratio that this takes is kept at every size.
@@ -85,7 +91,8 @@ def patch(
             of the wrong type. The model is unchanged then.
         OSError: a schedule file that cannot be read. The model is unchanged then.
         ValueError: an argument out of range, a file that is no schedule or does not fit the model, `keep` and `budget`
-            both or neither given, or `restore` with a method that drops tokens. The model is unchanged then.
+            both or neither given, `distance` beside `budget` or a method that does not merge by it, or `restore` with a
+            method that drops tokens. The model is unchanged then.
     """
     found, shape, returns_tuples = read_tower(model, tower)
     family = found.family
@@ -98,14 +105,10 @@ def patch(
         checks.count("num_prefix_tokens", num_prefix_tokens, 0)
         shape = replace(shape, num_prefix_tokens=num_prefix_tokens)
     options: dict[str, Any] = {"method": method, "init": init, "max_iter": max_iter, "position": position}
-    kept = _keep_by_block(shape, keep, budget, layers, options)
-    last_read = family.last_read(found.tower, model)
-    if last_read is not None:
-        kept = [entry if layer <= last_read else None for layer, entry in enumerate(kept)]
     if weighted is None:
         weighted = method in ("kmeans", "kmedoids") and init == "topk"
 
-    def pool(entry: float | int, layer: int = 0) -> TokenPool:
+    def pool(entry: float | int, one: float | None = None, layer: int = 0) -> TokenPool:
         return TokenPool(
             entry,
             method,
@@ -117,18 +120,25 @@ def patch(
             num_prefix_tokens=shape.num_prefix_tokens,
             seed=seed + layer,
             min_tokens=min_tokens,
+            distance_threshold=one,
             backend=backend,
         )
 
     # Checks the settings, also where no block pools.
     pool(shape.num_patches)
+    kept, distances, calibrated = wanted(shape, keep, distance, budget, layers, options)
+    last_read = family.last_read(found.tower, model)
+    read = shape.depth if last_read is None else last_read + 1
+    kept = kept[:read] + (None,) * (shape.depth - read)
     if restore and method in PRUNERS:
         raise ValueError(f"restore must be False or None for method {method!r}, which drops tokens, got {restore!r}")
-    # A ratio of 1 pools at no size.
-    pools = tuple(None if entry is None or _is_1(entry) else pool(entry, layer) for layer, entry in enumerate(kept))
+    pools = tuple(
+        None if entry is None or _is_never(entry, one) else pool(entry, one, layer)
+        for layer, (entry, one) in enumerate(zip(kept, distances or (None,) * shape.depth, strict=True))
+    )
     plan = Plan(
-        family, tuple(kept), pools, shape.num_prefix_tokens, proportional, num_prefix_tokens is not None, position,
-        False if method in PRUNERS else restore, last_read, returns_tuples,
+        family, kept, pools, shape.num_prefix_tokens, proportional, num_prefix_tokens is not None, position,
+        False if method in PRUNERS else restore, last_read, returns_tuples, distances, calibrated,
     )  # fmt: skip
     guarded = family.guarded(found.tower, model)
     if plan_of(found.container) is not None:
@@ -164,21 +174,6 @@ def unpatch(model: Model, *, tower: str | None = None) -> Model:
     return model
 
 
-def _keep_by_block(
-    shape: ViTShape, keep: Any, budget: float | None, layers: Collection[int] | None, options: dict[str, Any]
-) -> Keep:
-    """A ratio, a count or None for each block, from the arguments of `patch`."""
-    if keep is not None and budget is None:
-        if not isinstance(keep, (str, os.PathLike)):
-            return keep_by_block(keep, shape.depth, layers)
-        if layers is not None:
-            raise ValueError(f"layers must be None beside a schedule file, which names its own blocks, got {layers!r}")
-        return list(read_tokens(keep, shape.depth, shape.num_patches))
-    if budget is not None and keep is None:
-        return keep_by_block(resolve_budget_ratio(shape, budget, layers, **options), shape.depth, layers)
-    given = "neither" if keep is None else f"keep={keep!r} and budget={budget!r}"
-    raise ValueError(f"keep or budget must be given, and not both, got {given}")
-
-
-def _is_1(keep: float | int) -> bool:
-    return isinstance(keep, float) and keep == 1
+def _is_never(keep: float | int, distance: float | None) -> bool:
+    """Whether a block pools at no size: at a ratio of 1, but for a distance, beside which that is the most."""
+    return distance is None and isinstance(keep, float) and keep == 1

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..modules import TokenPool
 from ..schedule.shapes import ViTShape, vit_shape
+from .distribution import Distribution
+from .packed import Packed
 
 # Runs a function of tensors so that its activations are recomputed in the backward pass.
 Checkpoint = Callable[..., Any]
@@ -71,12 +73,12 @@ class Family:
         """The block whose tokens are read, where that is not the last one: later blocks pool nothing."""
         return None
 
-    def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
+    def attention(self, block: Any, x: Tensor, sizes: Tensor | Packed | None, scores: bool) -> Attended:
         """The attention half of a block from its own submodules, without the residual connection.
 
         Args:
-            x: tokens [B, N, D].
-            sizes: [B, N] for proportional attention, None for the plain one.
+            x: tokens [B, N, D], or packed [1, T, D].
+            sizes: [B, N] for proportional attention, None for the plain one; or how the tokens are packed.
             scores: whether to return the significance.
         """
         raise NotImplementedError
@@ -123,7 +125,9 @@ class Plan:
     pools. num_prefix_tokens: those of the pools; told_prefix: whether the caller gave them, else the model is asked in
     every call. position: "attention" or "block", after which a block pools. restore: whether tokens are copied to all
     places that they stand for after the block that is read (None: where the model reads patches). last_read: that
-    block. returns_tuples: whether the model's blocks return tuples.
+    block. returns_tuples: whether the model's blocks return tuples. distance: for each block the distance below which
+    clusters merge, None where it does not pool; None where all images keep the same number of tokens. calibrated: what
+    images kept by these distances, where that is known.
     """
 
     family: Family
@@ -136,6 +140,8 @@ class Plan:
     restore: bool | None = False
     last_read: int | None = None
     returns_tuples: bool = False
+    distance: tuple[float | None, ...] | None = None
+    calibrated: Distribution | None = None
 
     def restores(self, facts: Facts) -> bool:
         """Whether the block that is read restores its tokens."""
@@ -151,4 +157,5 @@ class Plan:
 
     def cut(self, index: slice) -> Plan:
         """The plan of a slice of the blocks: models are shortened by slicing them."""
-        return replace(self, keep=self.keep[index], pools=self.pools[index])
+        distance = None if self.distance is None else self.distance[index]
+        return replace(self, keep=self.keep[index], pools=self.pools[index], distance=distance, calibrated=None)

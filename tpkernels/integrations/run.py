@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from functools import cache
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..modules import TokenPool
+from ..ops.context import may_look
+from ..schedule.keep import resolve_keep
 from ..schedule.shapes import block_in
 from .block import Turn, is_patched, tokens_of
 from .plan import Facts, Plan
@@ -42,6 +45,8 @@ class Run:
         # How many tokens each block is given, their sizes and sources, the next one's last. A block that is recomputed
         # is given the same again.
         self.given: list[tuple[int | None, Tensor | None, Tensor | None]] = [(None, None, None)]
+        # By a distance, the patch tokens that an image keeps at most after each block.
+        self.most: list[int] | None = None
 
     @property
     def done(self) -> bool:
@@ -79,6 +84,10 @@ class Run:
         _, sizes, source = self.given[layer]
         child, pool = self.children[layer], plan.pools[layer]
         patches = x.shape[1] - plan.num_prefix_tokens
+        if layer == 0 and patches > 0 and plan.distance is not None and may_look(x):
+            self.most = resolve_keep(plan.keep, len(self.children), patches)
+        if pool is not None and self.most is not None:
+            pool = _keeping(pool, self.most[layer])
         pools = pool is not None and pool.pools(x.shape[0], patches)
         turn = Turn(
             plan,
@@ -104,6 +113,18 @@ class Run:
         if self.done and self.container.trace is not None:
             # At the end, since checkpointing stops a forward that it recomputes before its end.
             self.container.trace.hold(self.steps)
+
+
+def _keeping(pool: TokenPool, most: int) -> TokenPool:
+    """A pool by distance that keeps a count at most in place of a ratio.
+
+    A batch is trimmed to the tokens that its images have; what an image keeps must not depend on that.
+    """
+    if isinstance(pool.keep, int) or pool.keep == 1:
+        return pool
+    pool = copy.copy(pool)
+    pool.keep = most
+    return pool
 
 
 def _children(container: nn.Module, plan: Plan) -> list[nn.Module]:

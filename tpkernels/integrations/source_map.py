@@ -14,7 +14,7 @@ class Trace:
 
     layers: the 0-based blocks; sources: [B, P + N] int64 each, the token after that block that holds each token of the
     model's input, prefix first, -1 where it was dropped; sizes: [B, P + K] float32 each, how many input tokens each
-    token stands for (None where pooling only selects).
+    token stands for (None where pooling only selects), 0 for the padding of images that keep fewer than others.
     """
 
     def __init__(self) -> None:

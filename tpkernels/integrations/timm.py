@@ -13,6 +13,7 @@ from ..schedule.shapes import block_in, timm_prefix
 from .attend import attend_heads, optional, probability_dropped
 from .containers import PooledSequential
 from .forwards import between_hooks
+from .packed import Packed
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
 from .run import refuse_jit
@@ -57,7 +58,7 @@ class Timm(Family):
         fixed = grid is not None and getattr(embed, "strict_img_size", False)
         return Facts(prefix, grid, grid[0] * grid[1] if grid is not None and fixed else None, reads)
 
-    def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
+    def attention(self, block: Any, x: Tensor, sizes: Tensor | Packed | None, scores: bool) -> Attended:
         attn = block.attn
 
         def attend(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -141,7 +142,7 @@ def _drop_path(block: nn.Module, place: int) -> Any:
     return optional(block, f"drop_path{place}", "drop_path")
 
 
-def _attend(attn: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def _attend(attn: Any, x: Tensor, sizes: Tensor | Packed | None, scores: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """What timm's attention returns, from its parts; the significance, and the keys."""
     b, n, _ = x.shape
     qkv = attn.qkv(x)

@@ -11,6 +11,7 @@ from ..schedule.shapes import block_in
 from .attend import attend_heads, probability_dropped
 from .containers import PooledSequential
 from .forwards import between_hooks
+from .packed import Packed
 from .plan import Attended, Facts, Family, Unsupported
 
 
@@ -44,7 +45,7 @@ class Torchvision(Family):
     def guarded(self, tower: nn.Module, model: nn.Module) -> list[nn.Module]:
         return []
 
-    def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
+    def attention(self, block: Any, x: Tensor, sizes: Tensor | Packed | None, scores: bool) -> Attended:
         attn = block.self_attention
 
         def attend(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -64,7 +65,7 @@ class Torchvision(Family):
 
 
 def _attend(
-    attn: nn.MultiheadAttention, x: Tensor, sizes: Tensor | None, scores: bool
+    attn: nn.MultiheadAttention, x: Tensor, sizes: Tensor | Packed | None, scores: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """What torch's attention returns, from its weights; the significance, and the keys."""
     weight = attn.in_proj_weight

@@ -25,6 +25,7 @@ from .attend import attend_heads, optional, probability_dropped
 from .collected import around, check_outputs, last_read, records, restored
 from .containers import PooledList
 from .forwards import between_hooks
+from .packed import Packed
 from .plan import Attended, Checkpoint, Facts, Family, Unsupported
 from .probe import check_positions
 from .run import check_count, plan_now, refuse_jit
@@ -91,7 +92,7 @@ class Transformers(Family):
     def last_read(self, tower: nn.Module, model: nn.Module) -> int | None:
         return last_read(tower, model)
 
-    def attention(self, block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> Attended:
+    def attention(self, block: Any, x: Tensor, sizes: Tensor | Packed | None, scores: bool) -> Attended:
         outer = optional(block, *_ATTENTION)
 
         def attend(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -187,7 +188,7 @@ def _check_tower(tower: Any) -> None:
         raise Unsupported(f"it leaves out patches at random (mask_ratio {ratio}), so that token counts are not known")
 
 
-def _attend(block: Any, x: Tensor, sizes: Tensor | None, scores: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def _attend(block: Any, x: Tensor, sizes: Tensor | Packed | None, scores: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the attention of a layer returns, from its parts; the significance, and the keys."""
     core, project = _projections(block)
     if (kind := _unknown_attention(core)) is not None:

@@ -16,19 +16,22 @@ from .shapes import ViTShape, check_integer, vit_shape
 
 @dataclass(frozen=True)
 class LayerMacs:
-    """One block's row: its patch tokens before and after pooling, and the MACs of its three parts."""
+    """One block's row: its patch tokens before and after pooling, and the MACs of its three parts.
+
+    Of many images each but `layer` is a tensor or an array of one entry per image.
+    """
 
     layer: int
-    tokens_in: int
-    tokens_out: int
-    attention: int
-    mlp: int
-    clustering: int
+    tokens_in: Any
+    tokens_out: Any
+    attention: Any
+    mlp: Any
+    clustering: Any
 
 
 @dataclass(frozen=True)
 class Macs:
-    """MACs for one image.
+    """MACs for one image; or for many, where all but `base` are tensors or arrays of one entry per image.
 
     Args:
         base: the model without pooling.
@@ -38,31 +41,31 @@ class Macs:
     """
 
     base: int
-    model: int
-    clustering: int
+    model: Any
+    clustering: Any
     per_layer: tuple[LayerMacs, ...]
 
     @property
-    def total(self) -> int:
+    def total(self) -> Any:
         """The pooled model with its clustering."""
         return self.model + self.clustering
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> Any:
         """`total / base`."""
         return self.total / self.base
 
 
 def count_macs(
     model_or_shape: Any,
-    schedule: Sequence[int] | None = None,
+    schedule: Any = None,
     *,
     method: str = "ward",
     init: str | Sequence[int] = "ward",
     max_iter: int = 5,
     position: str = "attention",
 ) -> Macs:
-    """Counts the MACs for one image, with and without pooling between each block's attention and its MLP.
+    """Counts the MACs for an image, with and without pooling between each block's attention and its MLP.
 
     Block l takes N = n_in + P tokens, P of them prefix tokens, and leaves M = n_out + P, with d channels:
     `attention = 4 N d^2 + 2 N^2 d`, `mlp = 2 mlp_ratio M d^2` (N tokens where blocks pool at their end). The patch
@@ -71,7 +74,9 @@ def count_macs(
 
     Args:
         model_or_shape: a `ViTShape`, or a vision transformer of timm, torchvision or transformers (see `vit_shape`).
-        schedule: patch tokens left after each block, from `resolve_keep` or `resolve_budget`; None for no pooling.
+        schedule: patch tokens left after each block, from `resolve_keep` or `resolve_budget`; None for no pooling. Or
+            those of M images that keep different numbers, an integer tensor or array [M, L]: the Macs are then those of
+            each image.
         method, init, max_iter: as `TokenPool` takes them.
         position: where a block pools, "attention" (after it) or "block" (at its end).
 
@@ -81,12 +86,14 @@ def count_macs(
     """
     if position not in POSITIONS:
         raise ValueError(f"position must be one of {', '.join(POSITIONS)}; got {position!r}")
+    max_iter = _check_clustering(method, init, max_iter)
     shape = vit_shape(model_or_shape)
-    kept = _check_schedule(schedule, shape)
+    kept = _check_counts(schedule, shape) if getattr(schedule, "ndim", 1) == 2 else _check_schedule(schedule, shape)
     ends = shape.num_patches * shape.patch_dim * shape.dim + shape.dim * shape.num_classes
-    rows, n_in = [], shape.num_patches
+    # Of many images a count of each.
+    rows, n_in = [], kept[0] * 0 + shape.num_patches
     for layer, n_out in enumerate(kept):
-        clustering = clustering_macs(n_in, n_out, shape.dim, method=method, init=init, max_iter=max_iter)
+        clustering = _clustering(n_in, n_out, shape.dim, method, init, max_iter)
         in_mlp = n_out if position == "attention" else n_in
         rows.append(LayerMacs(layer, n_in, n_out, _attention(shape, n_in), _mlp(shape, in_mlp), clustering))
         n_in = n_out
@@ -117,15 +124,19 @@ def clustering_macs(
     Raises:
         ValueError: an unknown method or init, or k outside [1, n].
     """
+    max_iter = _check_clustering(method, init, max_iter)
+    n, dim, k = check_integer("n", n, 1), check_integer("dim", dim, 1), check_integer("k", k, 1)
+    if k > n:
+        raise ValueError(f"k must be at most n = {n}, got {k}")
+    return int(_clustering(n, k, dim, method, init, max_iter))
+
+
+def _check_clustering(method: str, init: str | Sequence[int], max_iter: int) -> int:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if isinstance(init, str) and init not in INITS:
         raise ValueError(f"init must be one of {', '.join(INITS)}, or token indices; got {init!r}")
-    n, dim = check_integer("n", n, 1), check_integer("dim", dim, 1)
-    k, max_iter = check_integer("k", k, 1), check_integer("max_iter", max_iter, 0)
-    if k > n:
-        raise ValueError(f"k must be at most n = {n}, got {k}")
-    return int(_clustering(n, k, dim, method, init, max_iter))
+    return check_integer("max_iter", max_iter, 0)
 
 
 def block_macs(
@@ -147,8 +158,11 @@ def block_macs(
     return _attention(shape, n_in) + mlp + _clustering(n_in, n_out, shape.dim, method, init, max_iter)
 
 
-def _clustering(n: int, k: Any, dim: int, method: str, init: str | Sequence[int], max_iter: int) -> Any:
-    """`clustering_macs` of checked arguments: of an int k, or of many at once."""
+def _clustering(n: Any, k: Any, dim: int, method: str, init: str | Sequence[int], max_iter: int) -> Any:
+    """`clustering_macs` of checked arguments: of int n and k, or of many at once."""
+    if isinstance(init, str) and init == "auto":
+        by_ward = _clustering(n, k, dim, method, "ward", max_iter)
+        return by_ward * (n <= WARD_TOKENS) + _clustering(n, k, dim, method, "farthest", max_iter) * (n > WARD_TOKENS)
     # Multiplied by `k < n` instead of a branch, since k may be a tensor; k * 0 is a zero of its type.
     if method in ("topk", "importance", "random"):
         return k * 0
@@ -162,15 +176,13 @@ def _clustering(n: int, k: Any, dim: int, method: str, init: str | Sequence[int]
     if method == "ward":
         return (k < n) * (gram + ward)
     start = init if isinstance(init, str) else "given"
-    if start == "auto":
-        start = "ward" if n <= WARD_TOKENS else "farthest"
     if method == "kmedoids":
         return (k < n) * (gram + max_iter * means + means + (ward if start == "ward" else 0))
     lloyd = (max_iter + 1) * n * k * dim + max_iter * means + means
     return (k < n) * (lloyd + {"ward": gram + ward, "farthest": k * means}.get(start, 0))
 
 
-def _attention(shape: ViTShape, patches: int) -> int:
+def _attention(shape: ViTShape, patches: Any) -> Any:
     tokens = patches + shape.num_prefix_tokens
     return 4 * tokens * shape.dim**2 + 2 * tokens**2 * shape.dim
 
@@ -180,18 +192,18 @@ def _mlp(shape: ViTShape, patches: Any) -> Any:
     return (patches + shape.num_prefix_tokens) * round(2 * shape.mlp_ratio * shape.dim**2)
 
 
-def _lance_williams(n: int, k: Any) -> Any:
+def _lance_williams(n: Any, k: Any) -> Any:
     # (n - k) and (n + k - 3) differ in parity, so the half is exact.
     return 3 * ((n - k) * (n + k - 3) // 2)
 
 
-def _bipartite(n: int, k: Any, dim: int) -> Any:
+def _bipartite(n: Any, k: Any, dim: int) -> Any:
     macs, tokens = k * 0, n
     # A round leaves half of its tokens, rounded down, but for the last one, which leaves k.
-    while tokens > 1:
+    for _ in range(int(n.max() if hasattr(n, "max") else n).bit_length() - 1):
         sources = (tokens + 1) // 2
         macs = macs + (k < tokens) * (sources * (tokens - sources) * dim + tokens * dim)
-        tokens -= sources
+        tokens = tokens - sources
     return macs
 
 
@@ -212,3 +224,24 @@ def _check_schedule(schedule: Sequence[int] | None, shape: ViTShape) -> list[int
         left = count
         kept.append(count)
     return kept
+
+
+def _check_counts(counts: Any, shape: ViTShape) -> list[Any]:
+    """The columns of an integer tensor or array [M, L]: what each of M images keeps after a block."""
+    kind = str(counts.dtype).removeprefix("torch.")
+    if not kind.startswith(("int", "uint")):
+        raise TypeError(f"schedule must hold integers, got {kind}")
+    if counts.shape[0] < 1 or counts.shape[1] != shape.depth:
+        raise ValueError(f"schedule must have shape [M, {shape.depth}], images and blocks, got {list(counts.shape)}")
+    # MACs are more than 32 bits hold.
+    counts = counts.long() if hasattr(counts, "long") else counts.astype("int64")
+    columns = [counts[:, layer] for layer in range(shape.depth)]
+    left = columns[0] * 0 + shape.num_patches
+    for layer, column in enumerate(columns):
+        if bool(((column < 1) | (column > left)).any()):
+            raise ValueError(
+                f"schedule[:, {layer}] must be at least 1 and at most the tokens that are left of each image, got "
+                f"{int(column.min())} to {int(column.max())}"
+            )
+        left = column
+    return columns
