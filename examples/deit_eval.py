@@ -22,6 +22,7 @@ from common.data import DataError
 from common.distributed import World, join
 from common.images import ImageSet, batches, evenly_spaced, open_images
 from common.tables import heading
+from deit.distances import merging, read_distances
 from deit.evaluate import evaluate
 from deit.methods import METHODS, find_methods
 from deit.picture import draw
@@ -76,6 +77,7 @@ def describe(
     layers = [layer for layer in rows[-1].macs.per_layer if layer.tokens_out < layer.tokens_in]
     counts = [rows[0].tokens[0], *(layer.tokens_out for layer in layers)]
     where = f" at layers {', '.join(str(layer.layer) for layer in layers)} (0-based)" if layers else ", not pooled"
+    where += "; by distance: these are the most that an image keeps" if rows[-1].by_distance else ""
     total = len(source.labels)
     on_cpu = world.device.type == "cpu"
     hardware = f"{torch.get_num_threads()} thread(s)" if on_cpu else torch.cuda.get_device_name(world.device)
@@ -117,8 +119,13 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, ImageSet, list[Row], Wor
     check_classes(subject, source)
     world = join(device)
     model = subject.model.to(world.device, getattr(torch, args.dtype))
-    tokens = tokens_per_block(model, args.keep, args.budget, args.layers, args.schedule)
-    return subject, source, build_rows(model, methods, tokens, args.compile), world
+    distances = read_distances(model, args.schedule)
+    if distances is None:
+        tokens = tokens_per_block(model, args.keep, args.budget, args.layers, args.schedule)
+    else:
+        tokens = list(distances.tokens)
+        methods = methods if args.method else merging(methods)
+    return subject, source, build_rows(model, methods, tokens, args.compile, distances), world
 
 
 def run(args: argparse.Namespace, subject: Subject, source: ImageSet, rows: list[Row], world: World) -> None:
@@ -149,6 +156,8 @@ def run(args: argparse.Namespace, subject: Subject, source: ImageSet, rows: list
     write_json(args.output / "rows.json", facts, records, seen)
     draw(args.output / "picture.png", rows, seen.images, f"{subject.name}; pooled {facts['patch tokens']}")
     print(f"\n{table(records)}\n")
+    if rows[-1].by_distance:
+        print("by distance each image keeps what it needs: GMACs are the mean of these images")
     if seen.corrupt:
         print(corrupt_line(seen))
     print(f"rows.csv, rows.json and picture.png are in {args.output}")

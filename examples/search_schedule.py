@@ -1,14 +1,17 @@
 """Searches the tokens that each block keeps, under a budget of MACs, and writes them as a schedule file.
 
-Two ways. "error", without training: what every block's tokens would lose at every number of clusters is measured on
+Three ways. "error", without training: what every block's tokens would lose at every number of clusters is measured on
 calibration images in one pass, and the schedule of least summed error is solved for, block l weighing 1 / l: what is
 lost early is lost to all blocks that follow. "soft": PoWER-BERT's, which the Token Pooling paper used; weights by rank
 of significance are learned with a penalty (examples/deit/soft.py), and the numbers of tokens that come out are scaled
-by one factor to the budget. Without arguments: the small DeiT of this repository on images that `deit_eval.py` does not
-evaluate. More:
+by one factor to the budget. "distance", without training: distances below which clusters merge, so that each image
+keeps what it needs, and the calibration images cost the budget in the mean.
+
+Without arguments: the small DeiT of this repository on images that `deit_eval.py` does not evaluate. More:
 
     python examples/search_schedule.py --budget 0.65 --output runs/schedule.json
     python examples/deit_eval.py --schedule runs/schedule.json
+    python examples/search_schedule.py --way distance --layers 3 6 9
     python examples/search_schedule.py --way soft --steps 300 --penalty 3e-5
     python examples/search_schedule.py --model deit_small_patch16_224 --data imagenet/train --limit 1000 --device cuda
 
@@ -36,17 +39,19 @@ from tqdm import tqdm
 import tpkernels
 from tpkernels.schedule.shapes import vit_shape
 
-# Calibration images by default: what one pass needs, and what a training needs.
-LIMITS = {"error": 200, "soft": 1000}
+# Calibration images by default: what one pass needs, a training, and about 20 passes.
+LIMITS = {"error": 200, "soft": 1000, "distance": 100}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("search_schedule", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--way", choices=("error", "soft"), default="error", help="training-free, or PoWER-BERT's")
+    parser.add_argument(
+        "--way", choices=tuple(LIMITS), default="error", help="training-free, PoWER-BERT's, or to each image"
+    )
     parser.add_argument("--model", help="a timm DeiT or ViT; default: this repository's small DeiT")
     parser.add_argument("--checkpoint", type=Path, help="its weights; default: the repository's, or timm's pretrained")
     parser.add_argument("--data", type=Path, help="folder of class folders, or of IDX files; default: shipped images")
-    parser.add_argument("--limit", type=int, help="images, evenly spaced; default: 200, or 1000 in the soft search")
+    parser.add_argument("--limit", type=int, help="images, evenly spaced; default: 200, soft 1000, distance 100")
     parser.add_argument("--budget", type=float, default=0.58, help="share of the base's MACs, clustering counted")
     parser.add_argument("--layers", nargs="+", type=int, help="0-based blocks that may pool; default: every block")
     parser.add_argument("--output", type=Path, default=Path("runs/schedule.json"), help="the schedule file")
@@ -138,6 +143,22 @@ def by_soft_weights(
     return fit_budget(retention, subject.model, args.budget, args.layers)
 
 
+def by_distance(
+    args: argparse.Namespace, subject: Subject, source: ImageSet, numbers: list[int], device: torch.device
+) -> tpkernels.Schedule:
+    """Distances for the budget; prints them, and what the images keep by them."""
+    chunks = [numbers[i : i + args.batch_size] for i in range(0, len(numbers), args.batch_size)]
+    with tqdm(total=len(numbers), unit="img", mininterval=0.5) as bar:
+        loaded = calibration(batches(source, subject.transform, chunks, 0), device, bar)
+        images = [images for images, _ in loaded]
+    found = tpkernels.solve_schedule(images, subject.model, args.budget, layers=args.layers, adaptive=True)
+    assert found.distance is not None
+    for block, one in enumerate(found.distance):
+        if one is not None:
+            print(f"block {block:<10}clusters closer than {one:.4g} merge; {found.tokens[block]} tokens at most")
+    return found
+
+
 def summed(errors: Tensor, tokens: list[int]) -> float:
     """The sum over the blocks of what each loses at its number of tokens."""
     return sum(float(row[count - 1]) for row, count in zip(errors, tokens, strict=True))
@@ -175,25 +196,34 @@ def main(argv: list[str] | None = None) -> None:
         subject, source, device = prepare(args)
         numbers = choose(len(source.labels), args)
         print(f"{subject.name}, {subject.checkpoint}; {len(numbers):,} of {len(source.labels):,} images of {args.data}")
-        search = by_error if args.way == "error" else by_soft_weights
-        tokens = search(args, subject, source, numbers, device)
-        print(f"schedule        {line(subject, tokens)}")
+        found = SEARCHES[args.way](args, subject, source, numbers, device)
         patches = vit_shape(subject.model).num_patches
-        tpkernels.save_schedule(args.output, tokens, num_patches=patches, **facts(args, subject, tokens, len(numbers)))
+        if not isinstance(found, tpkernels.Schedule):
+            print(f"schedule        {line(subject, found)}")
+            found = tpkernels.Schedule(tuple(found), patches)
+        made = facts(args, subject, found, len(numbers))
+        if found.distance is not None:
+            share = f"{100 * made['macs'] / made['base_macs']:.1f} % of {made['base_macs'] / 1e9:.3f} GMAC"
+            print(f"distances       {share} with clustering, in the mean of these images")
+        tpkernels.save_schedule(args.output, found, **made)
     print(f"wrote {args.output}")
 
 
-def facts(args: argparse.Namespace, subject: Subject, tokens: list[int], images: int) -> dict[str, Any]:
-    """What the file says of its making."""
-    macs = tpkernels.count_macs(subject.model, tokens)
+SEARCHES = {"error": by_error, "soft": by_soft_weights, "distance": by_distance}
+
+
+def facts(args: argparse.Namespace, subject: Subject, found: tpkernels.Schedule, images: int) -> dict[str, Any]:
+    """What the file says of its making; MACs by distance are the mean of the images."""
+    macs = tpkernels.count_macs(subject.model, list(found.tokens))
+    total = round(macs.base * found.facts["calibrated"]["mean_ratio"]) if "calibrated" in found.facts else macs.total
     soft = ("steps", "lr", "penalty", "model_lr", "seed", "batch_size")
-    own = soft if args.way == "soft" else ("weights",)
+    own = {"soft": soft, "error": ("weights",)}.get(args.way, ())
     return {
         "way": args.way,
         "method": "ward",
         "budget": args.budget,
         "layers": args.layers,
-        "macs": macs.total,
+        "macs": total,
         "base_macs": macs.base,
         "model": subject.name,
         "data": args.data.name,

@@ -46,8 +46,8 @@ def one_line_of(program: str) -> Iterator[None]:
         sys.exit(f"{program}: {' '.join(str(error).split())}")
 
 
-def by_name(known: Iterable[N], names: list[str] | None) -> list[N]:
-    """The methods of these names, in the order given; all of them where no names are given.
+def by_name(known: Iterable[N], names: list[str] | None, option: str = "--method") -> list[N]:
+    """The methods, or what else an option chooses, of these names in the order given; all where no names are given.
 
     Raises:
         ValueError: a name is unknown.
@@ -55,7 +55,7 @@ def by_name(known: Iterable[N], names: list[str] | None) -> list[N]:
     methods = {method.name: method for method in known}
     for name in names or []:
         if name not in methods:
-            raise ValueError(f"--method must be among {', '.join(methods)}; got {name!r}")
+            raise ValueError(f"{option} must be among {', '.join(methods)}; got {name!r}")
     return [methods[name] for name in dict.fromkeys(names or methods)]
 
 

@@ -8,8 +8,11 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class FileError(Exception):
@@ -42,6 +45,31 @@ def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), newline=""))
+
+
+def read_rows(path: Path, kind: type[T], what: str) -> list[T]:
+    """The lines of a CSV as objects of a dataclass of int, float and str; an empty cell is None.
+
+    Args:
+        what: the file's content in words, for the messages.
+
+    Raises:
+        ValueError: another file, or a damaged one.
+        OSError: it cannot be read.
+    """
+    numbers: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+    kinds = {field.name: str(field.type).split(" | ")[0] for field in fields(kind)}  # type: ignore[arg-type]
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(kinds):
+            raise ValueError(f"{path} holds no {what}: expected the columns {', '.join(kinds)}")
+        try:
+            return [
+                kind(**{name: numbers[kinds[name]](value) if value != "" else None for name, value in row.items()})
+                for row in reader
+            ]
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} is damaged ({error}); expected {what}") from None
 
 
 def write_json(path: Path, content: Any) -> None:

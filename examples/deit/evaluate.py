@@ -48,18 +48,23 @@ def evaluate(rows: list[Row], batches: Iterable[Batch], world: World, dtype: tor
             bar.set_postfix_str(row.label, refresh=False)
             synchronize(world.device)
             started = time.perf_counter()
-            logits = row.model(pixels)
-            synchronize(world.device)
+            with row.watched() as trace:
+                logits = row.model(pixels)
+                synchronize(world.device)
             row.timed.append((len(pixels), time.perf_counter() - started))
+            row.note(trace, len(pixels))
             answers[row.name] = logits.argmax(1).cpu()
             bar.update(len(pixels))
         for row in rows:
             row.correct += int((answers[row.name] == batch.labels).sum())
             row.agree += int((answers[row.name] == answers[rows[0].name]).sum())
 
-    counts = world.total(torch.tensor([images, *(row.correct for row in rows), *(row.agree for row in rows)])).tolist()
+    counted = [images, *(row.correct for row in rows), *(row.agree for row in rows)]
+    counts = world.total(torch.tensor([*counted, *(macs for row in rows for macs in row.spent)])).tolist()
+    spent = counts[len(counted) :]
     speeds = world.gather([row.median_speed() for row in rows])
     for i, row in enumerate(rows):
         row.correct, row.agree = counts[1 + i], counts[1 + len(rows) + i]
+        row.spend(spent[2 * i : 2 * i + 2], counts[0])
         row.images_per_second = sum(speed[i] for speed in speeds)
     return Seen(counts[0], sorted(path for paths in world.gather(corrupt) for path in paths))

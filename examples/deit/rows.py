@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,17 @@ import tpkernels
 from tpkernels.schedule.file import read_tokens
 from tpkernels.schedule.keep import resolve_budget, resolve_keep
 
+from .distances import mean_macs, tokens_seen
 from .methods import BASE_LABEL, Method
 
 
 @dataclass
 class Row:
-    """A model under test, the patch tokens it keeps after each block, what it costs, and what was counted."""
+    """A model under test, the patch tokens it keeps after each block, what it costs, and what was counted.
+
+    by_distance: the method that merges by distance; images keep different numbers of tokens then, `tokens` are the
+    most, and `spend` makes of macs the mean of the images that were seen.
+    """
 
     name: str
     label: str
@@ -32,6 +38,26 @@ class Row:
     agree: int = 0
     timed: list[tuple[int, float]] = field(default_factory=list)
     images_per_second: float = 0.0
+    by_distance: Method | None = None
+    spent: list[int] = field(default_factory=lambda: [0, 0])
+
+    def watched(self) -> AbstractContextManager[tpkernels.Trace | None]:
+        """Around a forward, what `note` is given after it."""
+        return nullcontext() if self.by_distance is None else tpkernels.trace(self.model)
+
+    def note(self, trace: tpkernels.Trace | None, images: int) -> None:
+        """Adds what a batch's images cost, where that differs from image to image."""
+        if trace is None or self.by_distance is None:
+            return
+        told, method = tpkernels.summary(self.model), self.by_distance
+        counts = tokens_seen(trace, images, told.num_patches, len(told.schedule), told.num_prefix_tokens)
+        macs = tpkernels.count_macs(self.model, counts, method=method.method, init=method.init)
+        self.spent = [self.spent[0] + int(macs.model.sum()), self.spent[1] + int(macs.clustering.sum())]
+
+    def spend(self, spent: Sequence[int], images: int) -> None:
+        """Makes of macs the mean of images, given what they cost in all processes."""
+        if self.by_distance is not None and images:
+            self.macs = mean_macs(self.macs, spent[0], spent[1], images)
 
     def median_speed(self) -> float:
         """Images/s, the median over the full batches; the first one, which warms up, counts only where it is alone."""
@@ -92,16 +118,31 @@ def pool_like(model: nn.Module, method: Method, tokens: Sequence[int]) -> None:
     tpkernels.patch(model, keep, **method.arguments)
 
 
-def build_rows(model: nn.Module, methods: Sequence[Method], tokens: list[int], compiled: bool) -> list[Row]:
-    """The base model's row, then one per method. `tokens` are the patch tokens left after each block."""
+def build_rows(
+    model: nn.Module,
+    methods: Sequence[Method],
+    tokens: list[int],
+    compiled: bool,
+    distances: tpkernels.Schedule | None = None,
+) -> list[Row]:
+    """The base model's row, then one per method.
+
+    Args:
+        tokens: patch tokens left after each block; the most, where there are distances.
+        distances: by which all methods merge, instead of to `tokens`.
+    """
     base = tpkernels.count_macs(model)
     patches = [row.tokens_in for row in base.per_layer]
     rows = [Row("base", BASE_LABEL, BASE_LABEL, model, patches, base)]
     for method in methods:
         pooled = twin(model)
-        pool_like(pooled, method, tokens)
+        if distances is None:
+            pool_like(pooled, method, tokens)
+        else:
+            tpkernels.patch(pooled, distances, **method.arguments)
         macs = tpkernels.count_macs(model, tokens, method=method.method, init=method.init)
-        rows.append(Row(method.name, method.label, method.family, pooled, tokens, macs))
+        by_distance = None if distances is None else method
+        rows.append(Row(method.name, method.label, method.family, pooled, tokens, macs, by_distance=by_distance))
     if compiled:
         # Imported here, for it takes seconds. Every row compiles the same forward under guards of its own; beyond the
         # limit of eight they would quietly run eagerly.

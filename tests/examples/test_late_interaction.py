@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import late_interaction
 import pytest
@@ -24,6 +25,7 @@ from late_interaction import pool_documents
 from PIL import Image
 from torch import Tensor
 
+import tpkernels
 from tests.support.programs import EXAMPLES
 
 # Of the documents that most tests pool.
@@ -102,6 +104,25 @@ def test_clusters_are_means_of_ward(backend: str, device: torch.device) -> None:
                 mean = documents.vectors[b, labels[b] == label].mean(0)
                 expected = F.normalize(mean, dim=0) if normalize and label else mean
                 torch.testing.assert_close(vectors[b, label], expected)
+
+
+@pytest.mark.parametrize("protected", [0, 1])
+def test_a_ragged_batch_is_one_call(monkeypatch: pytest.MonkeyPatch, protected: int) -> None:
+    called = []
+
+    def counted(*given: Any, **named: Any) -> tpkernels.Clusters:
+        called.append(given)
+        return ward(*given, **named)
+
+    ward = tpkernels.ward
+    monkeypatch.setattr(tpkernels, "ward", counted)
+    documents = ragged(12)
+    _, mask = pool_documents(*documents, 2, protected)
+    assert len(called) == 1 and len(set(mask.sum(1).tolist())) > 4
+    # And it takes the longest document without its protected tokens.
+    assert called[0][0].shape[1] == max(LENGTHS) - protected
+    ward_labels(documents.vectors, lay_out(*documents, 3, protected), protected)
+    assert len(called) == 2
 
 
 def test_both_backends_agree(backend: str, device: torch.device) -> None:

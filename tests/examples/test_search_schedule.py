@@ -10,10 +10,14 @@ import deit_eval
 import pytest
 import search_schedule
 import torch
-from common.images import evenly_spaced
+from common.arguments import DATA
+from common.images import evenly_spaced, open_images
 from deit.checkpoint import save_weights
+from deit.distances import merging
+from deit.methods import METHODS
 from deit.model import DeiT, DeiTConfig
 from deit.soft import fit_budget, learn_retention, retention_penalty, scale_by_rank, softened, tokens_retained
+from deit.subjects import load_small
 
 import tpkernels
 from tests.support.models import make_timm, make_transformers
@@ -91,6 +95,46 @@ def test_the_soft_search(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert search(checkpoint, tmp_path / "schedule.json", "--budget", "0.7", *options) == found
     assert 0.6 < tpkernels.count_macs(make_model(), found.tokens).ratio <= 0.7
     assert found.facts["way"] == "soft" and found.facts["steps"] == 6 and "learned" in capsys.readouterr().out
+
+
+def test_distances_for_a_budget_are_evaluated(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, layers = tmp_path / "schedule.json", ["--layers", "1", "2"]
+    found = search(checkpoint, path, "--way", "distance", "--budget", "0.75", *layers)
+    assert found.distance is not None and found.distance[0] is None and found.distance[3] is None
+    assert found.tokens[0] == 49 > found.tokens[1] and found.facts["way"] == "distance" and found.facts["images"] == 12
+    assert 0.745 <= found.facts["macs"] / found.facts["base_macs"] <= 0.75
+    said = capsys.readouterr().out
+    assert "block 1 " in said and f"{found.distance[1]:.4g}" in said and "in the mean of these images" in said
+
+    def evaluate(*more: str) -> list[dict]:
+        output = tmp_path / "eval"
+        options = ["--checkpoint", str(checkpoint), "--limit", "6", "--output", str(output), "--schedule", str(path)]
+        deit_eval.main([*options, "--method", "ward", *more])
+        return json.loads((output / "rows.json").read_text())["rows"]
+
+    rows = evaluate()
+    assert rows[0]["tokens_per_block"] == [49] * 4 and rows[1]["tokens_per_block"] == list(found.tokens)
+    said = capsys.readouterr().out
+    assert "by distance: these are the most" in said and "GMACs are the mean of these images" in said
+
+    # The mean over single images, whatever the batches were.
+    source = open_images(DATA)
+    subject = load_small(checkpoint)
+    model = tpkernels.patch(subject.model, found)
+    totals = []
+    for number in evenly_spaced(2000, 6):
+        with torch.no_grad(), tpkernels.trace(model) as trace:
+            model(subject.transform(source.image(number))[None])
+        after = {layer: len(sizes[0]) - 1 for layer, sizes in zip(trace.layers, trace.sizes, strict=True)}
+        totals.append(tpkernels.count_macs(model, [49, after[1], *[after.get(2, after[1])] * 2]).total)
+    for row in (rows[1], evaluate("--batch-size", "4")[1]):
+        assert row["pooled_gmacs"] + row["clustering_gmacs"] == pytest.approx(sum(totals) / 6e9, rel=1e-9)
+    assert len(set(totals)) > 1
+    with pytest.raises(SystemExit, match="distance must be None but for method"):
+        evaluate("--method", "bipartite")
+    assert [method.name for method in merging(METHODS)] == ["ward", "kmedoids", "kmedoids-swap", "kmeans"]
 
 
 def test_ranks_are_scaled_and_the_class_token_is_not() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from common.files import write_csv
+from common.files import read_rows, write_csv
 
 SHELF, TUNED = "off the shelf", "fine-tuned"
 
@@ -97,19 +96,7 @@ def read(path: Path) -> list[Point]:
     Raises:
         ValueError: another file.
     """
-    numbers = {"int": int, "float": float, "str": str}
-    kinds = {field.name: str(field.type).split(" | ")[0] for field in fields(Point)}
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != list(kinds):
-            raise ValueError(f"{path} holds no points of cost_accuracy.py: expected the columns {', '.join(kinds)}")
-        try:
-            return [
-                Point(**{name: numbers[kinds[name]](value) if value != "" else None for name, value in row.items()})
-                for row in reader
-            ]
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} is damaged ({error}); expected points of cost_accuracy.py") from None
+    return read_rows(path, Point, "points of cost_accuracy.py")
 
 
 def table(points: list[Point]) -> str:

@@ -8,7 +8,6 @@ document of fewer vectors. On unit vectors `||x - y||^2 = 2 (1 - cos)`, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -36,18 +35,15 @@ class Layout(NamedTuple):
         """Vectors [B] of each pooled document."""
         return self.protected + self.clusters
 
+    def unprotected(self, protected: int) -> tuple[Tensor, Tensor]:
+        """Places [B, W] int64 of the unprotected tokens, W as many as any document has, and which of them there are.
 
-class Group(NamedTuple):
-    """Documents that are cut at the same number of clusters.
-
-    rows [R] int64: their numbers; tokens [R, W] int64: their unprotected tokens; there [R, W] bool: False for padding;
-    k: clusters.
-    """
-
-    rows: Tensor
-    tokens: Tensor
-    there: Tensor
-    k: int
+        Args:
+            protected: the number of protected tokens of a document that has others too.
+        """
+        longest = int(self.others.max()) if len(self.others) else 0
+        places = self.order[:, protected : protected + longest]
+        return places, torch.arange(places.shape[1], device=places.device) < self.others[:, None]
 
 
 def lay_out(embeddings: Tensor, mask: Tensor | None, pool_factor: float, protected: int) -> Layout:
@@ -73,26 +69,20 @@ def lay_out(embeddings: Tensor, mask: Tensor | None, pool_factor: float, protect
     return Layout(order, kept, others, torch.where(others > 0, clusters, 0))
 
 
-def groups(layout: Layout, protected: int) -> Iterator[Group]:
-    """The batch's documents by their number of clusters; documents without unprotected tokens are in no group.
-
-    A document is padded to the longest of its group alone, and those of one group are of nearly one length.
-    """
-    clusters, others = layout.clusters.cpu(), layout.others.cpu()
-    device = layout.order.device
-    for k in clusters[clusters > 0].unique().tolist():
-        rows = (clusters == k).nonzero().squeeze(1)
-        lengths = others[rows]
-        width = int(lengths.max())
-        there = torch.arange(width) < lengths[:, None]
-        rows = rows.to(device)
-        # A document with unprotected tokens has all its protected ones.
-        yield Group(rows, layout.order[rows, protected : protected + width], there.to(device), k)
+def cluster(embeddings: Tensor, layout: Layout, protected: int, backend: str) -> tuple[tpkernels.Clusters, Tensor]:
+    """Ward's clusters of all documents' unprotected tokens in one call, and the places [B, W] of those tokens."""
+    places, there = layout.unprotected(protected)
+    # Without tokens there is no cluster, whatever is asked for.
+    wanted = layout.clusters.clamp(min=1)
+    return tpkernels.ward(rows_at(embeddings, places), wanted, mask=there, backend=backend), places
 
 
-def cluster(embeddings: Tensor, group: Group, backend: str) -> tpkernels.Clusters:
-    """Ward's clusters of a group: one call for all its documents."""
-    return tpkernels.ward(embeddings[group.rows[:, None], group.tokens], group.k, mask=group.there, backend=backend)
+def rows_at(embeddings: Tensor, places: Tensor) -> Tensor:
+    """The rows [B, W, D] of embeddings [B, N, D] at places [B, W]."""
+    b, n, d = embeddings.shape
+    # Whole rows: to gather by places of every channel takes three times as long.
+    flat = places + n * torch.arange(b, device=places.device)[:, None]
+    return embeddings.flatten(0, 1).index_select(0, flat.flatten()).view(*places.shape, d)
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -112,9 +102,8 @@ def pool_documents(
 ) -> tuple[Tensor, Tensor]:
     """Fewer vectors for every document of a ragged batch: Ward's clusters of its tokens, averaged.
 
-    A document of n unprotected tokens is cut at `max(1, floor(n / pool_factor + 0.5))` clusters of its own. Documents
-    of equal counts share a call of `tpkernels.ward`, so that there are as many calls as counts, not as documents; on a
-    GPU, grouping waits for the lengths. Differentiable with the clusters held constant.
+    A document of n unprotected tokens is cut at `max(1, floor(n / pool_factor + 0.5))` clusters of its own, all in one
+    call of `tpkernels.ward`; on a GPU, its shapes wait for the lengths. Differentiable with the clusters held constant.
 
     Args:
         embeddings: [B, N, D] float, on any device, of length 1 where clusters by cosine are wanted.
@@ -135,27 +124,24 @@ def pool_documents(
         RuntimeError: backend="triton" cannot run this call.
     """
     layout = lay_out(embeddings, mask, pool_factor, protected)
-    b, _, d = embeddings.shape
-    width = int(layout.lengths.max()) if b else 0
-    place = torch.arange(width, device=embeddings.device)
-
-    vectors = embeddings.new_zeros(b, width, d)
-    first = layout.order[:, : min(protected, width), None]
-    absent = place[: first.shape[1]] >= layout.protected[:, None]
-    vectors[:, : first.shape[1]] = embeddings.gather(1, first.expand(-1, -1, d)).masked_fill(absent[..., None], 0)
-    for group in groups(layout, protected):
-        centers = cluster(embeddings, group, backend).centers
-        vectors[group.rows, protected : protected + group.k] = unit(centers) if normalize else centers
-    return vectors, place < layout.lengths[:, None]
+    centers = cluster(embeddings, layout, protected, backend)[0].centers
+    first = layout.order[:, :protected]
+    absent = torch.arange(first.shape[1], device=first.device) >= layout.protected[:, None]
+    kept = rows_at(embeddings, first).masked_fill(absent[..., None], 0)
+    width = int(layout.lengths.max()) if len(embeddings) else 0
+    vectors = torch.cat([kept, unit(centers) if normalize else centers], 1)[:, :width]
+    return vectors, torch.arange(width, device=first.device) < layout.lengths[:, None]
 
 
 def ward_labels(embeddings: Tensor, layout: Layout, protected: int, backend: str = "auto") -> Tensor:
     """The vector [B, N] int64 that each token became in `pool_documents`; -1 for padding."""
-    labels = protected_labels(layout)
-    for group in groups(layout, protected):
-        found = cluster(embeddings, group, backend).assignment
-        labels[group.rows[:, None], group.tokens] = torch.where(group.there, protected + found, -1)
-    return labels
+    found, places = cluster(embeddings, layout, protected, backend)
+    return relabelled(layout, places, found.assignment, protected)
+
+
+def relabelled(layout: Layout, places: Tensor, found: Tensor, protected: int) -> Tensor:
+    """Labels [B, N] of all tokens, from the clusters found [B, W] of the tokens at places [B, W], -1 for none."""
+    return protected_labels(layout).scatter(1, places, torch.where(found < 0, -1, protected + found))
 
 
 def protected_labels(layout: Layout) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .pooling import Layout, groups, protected_labels
+from .pooling import Layout, protected_labels, relabelled
 
 
 def scipy_there() -> bool:
@@ -47,19 +47,21 @@ def _by_document(embeddings: Tensor, layout: Layout, protected: int, points: Cal
 
 def run_labels(embeddings: Tensor, layout: Layout, protected: int) -> Tensor:
     """Runs of neighbouring tokens, as long as each other up to one: the paper's sequential pooling."""
-    labels = protected_labels(layout)
-    for group in groups(layout, protected):
-        rank, n = group.there.cumsum(1) - 1, group.there.sum(1, keepdim=True)
-        labels[group.rows[:, None], group.tokens] = torch.where(group.there, protected + rank * group.k // n, -1)
-    return labels
+    places, run = _runs(layout, protected)
+    return relabelled(layout, places, run, protected)
 
 
 def strided_labels(embeddings: Tensor, layout: Layout, protected: int) -> Tensor:
     """Every p-th token alone: the first one of each run."""
-    labels = run_labels(embeddings, layout, protected)
-    for group in groups(layout, protected):
-        found = labels[group.rows[:, None], group.tokens]
-        repeated = torch.zeros_like(group.there)
-        repeated[:, 1:] = found[:, 1:] == found[:, :-1]
-        labels[group.rows[:, None], group.tokens] = found.masked_fill(repeated, -1)
-    return labels
+    places, run = _runs(layout, protected)
+    repeated = torch.zeros_like(run, dtype=torch.bool)
+    repeated[:, 1:] = run[:, 1:] == run[:, :-1]
+    return relabelled(layout, places, run.masked_fill(repeated, -1), protected)
+
+
+def _runs(layout: Layout, protected: int) -> tuple[Tensor, Tensor]:
+    """Places [B, W] of the unprotected tokens, and the run [B, W] that each belongs to, -1 for padding."""
+    places, there = layout.unprotected(protected)
+    rank = torch.arange(places.shape[1], device=places.device)
+    run = rank * layout.clusters[:, None] // layout.others.clamp(min=1)[:, None]
+    return places, run.masked_fill(~there, -1)
