@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tpkernels
 from tpkernels import assign, chamfer_loss, medoid_update, pairwise_sqdist
 
 JUNK = [math.nan, math.inf, 1e6, 0.0]
@@ -84,6 +85,20 @@ def test_medoids_are_of_the_members_alone(junk: float) -> None:
                 continue
             cost = pairwise_sqdist(x[b : b + 1, members])[0].sum(1)
             torch.testing.assert_close(cost[members == medoids[b, k]], cost.min()[None])
+
+
+@pytest.mark.parametrize("method", ["kmeans", "kmedoids"])
+def test_a_start_that_names_padding_of_samples_too_short_for_it(method: str) -> None:
+    """A sample of no more tokens than clusters needs none, but shares the indices with those that do."""
+    x, _ = ragged(40, [40, 40, 40], 0.0)
+    mask = torch.arange(40) < torch.tensor([[40], [5], [20]])
+    init = torch.tensor([18, 19, 10, 4, 3, 2, 1, 0])
+    found = getattr(tpkernels, method)(x, 8, init=init, mask=mask)
+    assert found.n_clusters.tolist() == [8, 5, 8]
+    assert found.assignment[1].tolist() == [0, 1, 2, 3, 4] + 35 * [-1]
+    for b in (0, 2):
+        own = getattr(tpkernels, method)(x[b : b + 1], 8, init=init, mask=mask[b : b + 1])
+        assert torch.equal(found.assignment[b], own.assignment[0])
 
 
 def test_masks_that_do_not_fit() -> None:

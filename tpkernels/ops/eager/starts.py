@@ -10,7 +10,9 @@ from .segments import stable_order
 
 
 def labels_of(indices: Tensor, n: int, k: Tensor) -> Tensor:
-    """Labels [B, N] that give the s-th lowest index of each sample the label s; indices beyond k[b] are ignored.
+    """Labels [B, N] that give the s-th lowest index of each sample the label s.
+
+    Indices beyond the first k[b] of a sample are ignored, and so are those of no token, as of padding that was cut off.
 
     Args:
         indices: [B, K] int64, distinct, in order of preference.
@@ -21,7 +23,8 @@ def labels_of(indices: Tensor, n: int, k: Tensor) -> Tensor:
     slot = torch.arange(width, device=indices.device)
     # Column n collects the ignored indices.
     chosen = torch.zeros(b, n + 1, dtype=torch.bool, device=indices.device)
-    chosen = chosen.scatter(1, torch.where(slot < k[:, None], indices, n), True)[:, :n]
+    counts = (slot < k[:, None]) & (indices >= 0) & (indices < n)
+    chosen = chosen.scatter(1, torch.where(counts, indices, n), True)[:, :n]
     return torch.where(chosen, chosen.cumsum(1) - 1, -1)
 
 
