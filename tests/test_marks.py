@@ -38,6 +38,8 @@ INTERPRETER_ONLY = {
     "kernels/test_resident_wide.py::test_parts_of_vectors_and_of_rows_change_no_bit[*]": OTHER_FORM,
     "kernels/test_resident_wide.py::test_equal_tokens_in_two_parts_of_a_vector": OTHER_FORM,
     "kernels/streaming/test_counts.py::*": OTHER_FORM,
+    "ops/test_registration.py::test_opcheck_cluster_of_counts_metrics_and_cuts[*]": OTHER_FORM,
+    "ops/test_registration.py::test_opcheck_linkage[*]": OTHER_FORM,
     "ops/test_samples.py::test_a_cluster_of_tokens_without_size_has_none[*]": OTHER_FORM,
     "ops/test_samples.py::test_empty_shapes[*]": OTHER_STARTS,
     "ops/test_models_tokens.py::test_channels[*]": OTHER_STARTS,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tpkernels
-from tests.support.marks import DEVICE, FOR_GPU, KERNELS, runs_triton, sized
+from tests.support.marks import DEVICE, FOR_GPU, KERNELS, interpreter_marks, runs_triton, sized
 from tpkernels import TokenPool
 from tpkernels.ops.cluster_mean import cluster_mean_backward
 
@@ -18,6 +18,8 @@ cluster, cluster_mean = torch.ops.tpkernels.cluster.default, torch.ops.tpkernels
 linkage = torch.ops.tpkernels.linkage.default
 
 BACKENDS = ["torch", pytest.param("triton", marks=KERNELS)]
+# How PyTorch sees further arguments does not depend on where a kernel runs.
+HERE = ["torch", pytest.param("triton", marks=interpreter_marks("another kernel to compile"))]
 CLUSTERERS = ("ward", "kmeans", "kmedoids")
 QUICK_METHODS, OTHERS = (*CLUSTERERS, "topk", "bipartite"), ("importance", "random", "grid")
 # Ahead-of-time autograd is checked on few: it traces forward and backward under fake tensors once more.
@@ -121,7 +123,7 @@ FURTHER = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("further", FURTHER, ids=lambda further: "-".join(map(str, further)))
 def test_opcheck_cluster_of_counts_metrics_and_cuts(further: tuple[str, str, str, str, float], backend: str) -> None:
     method, counts, *how = further
@@ -131,7 +133,7 @@ def test_opcheck_cluster_of_counts_metrics_and_cuts(further: tuple[str, str, str
     torch.library.opcheck(cluster, (*arguments, False, k, *how), test_utils=CHECKS)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HERE)
 def test_opcheck_linkage(backend: str) -> None:
     dtypes = (torch.float32, torch.float16) if backend == "triton" else (torch.float32, torch.float64, torch.bfloat16)
     for dtype in sized(dtypes, gpu=dtypes[:1]):
