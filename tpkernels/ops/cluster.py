@@ -141,7 +141,7 @@ def _pooled(tensors: Tensors, spec: Spec, using: Primitives, found: Labelled) ->
     loss = using.objective(x, tokens, label, tensors.weight) if loss is None else loss
     # Results of a registered operation must not share memory.
     source = label.clone() if source is None else source.contiguous()
-    b = len(x)
+    b = x.shape[0]
     return Results(
         tokens, source, label, label.new_empty(b, 0) if medoids is None else medoids.contiguous(), loss, found.n_iter,
         none.new_empty(b, 0) if found.heights is None else found.heights,
