@@ -48,7 +48,8 @@ def ward(samples: Samples, spec: Spec) -> Found:
     tree = merge_tree(samples, wanted, spec, waits=samples.x.device.type == "cpu")
     if not spec.cuts_by_value:
         return _cut(samples, tree)
-    made = cuts.mergers_made(tree.height, cuts.bounds(samples, spec, masses(samples)), samples, spec)
+    assert tree.bound is not None
+    made = cuts.mergers_made(tree.height, tree.bound, samples, spec)
     k = torch.where(samples.finite, samples.n_valid - torch.maximum(made, wanted), samples.k)
     return _cut(samples._replace(k=k), tree)._replace(k=k)
 
@@ -115,13 +116,14 @@ def masses(samples: Samples) -> Tensor:
 
 class Tree(NamedTuple):
     """What mergers there were: parent [B, N] int64, height [B, N] (+inf for tokens that were not merged away), turn
-    [B, N] int64 (0 for those), rounds [B] int64.
+    [B, N] int64 (0 for those), rounds [B] int64; bound [B], that of a cut by value.
     """
 
     parent: Tensor
     height: Tensor
     turn: Tensor
     rounds: Tensor
+    bound: Tensor | None = None
 
 
 def merge_tree(samples: Samples, wanted: Tensor, spec: Spec, *, waits: bool) -> Tree:
@@ -136,9 +138,8 @@ def merge_tree(samples: Samples, wanted: Tensor, spec: Spec, *, waits: bool) -> 
     device = x.device
     mass = x.new_ones(b, n + 1)
     mass[:, :n] = masses(samples)
-    loose = None
-    if spec.cuts_by_value:
-        loose = cuts.loosened(cuts.bounds(samples, spec, mass[:, :n]), samples, spec)
+    bound = cuts.bounds(samples, spec, mass[:, :n]) if spec.cuts_by_value else None
+    loose = None if bound is None else cuts.loosened(bound, samples, spec)
     cost = merge_costs(products(samples, spec.metric), mass[:, :n], samples.valid)
     index = torch.arange(n + 1, device=device).expand(b, n + 1)
     least, neighbour = (t.view(b, n + 1) for t in _nearest(cost.view(-1, n + 1), index.flatten()))
@@ -180,7 +181,7 @@ def merge_tree(samples: Samples, wanted: Tensor, spec: Spec, *, waits: bool) -> 
         stale = merged.gather(1, neighbour) | (open_rows.any(1) & ~first.any(1))[:, None]
         least.masked_fill_(gone > 0, torch.inf)
         _rescan(cost, least, neighbour, stale & (gone == 0), waits)
-    return Tree(parent[:, :n], height[:, :n], gone[:, :n], rounds)
+    return Tree(parent[:, :n], height[:, :n], gone[:, :n], rounds, bound)
 
 
 def _merge(cost: Tensor, mass: Tensor, row: Tensor, i: Tensor, j: Tensor) -> None:
@@ -232,7 +233,7 @@ def _rescan(cost: Tensor, least: Tensor, neighbour: Tensor, stale: Tensor, waits
 
 def _cut(samples: Samples, tree: Tree) -> Found:
     """The roots are the k highest entries, on equal heights the last mergers; the rest follow their parents."""
-    parent, height, gone, rounds = tree
+    parent, height, gone, rounds, _ = tree
     b, n = parent.shape
     height = height if samples.valid is None else height.masked_fill(~samples.valid, -torch.inf)
     index = torch.arange(n, device=parent.device).expand(b, n)
