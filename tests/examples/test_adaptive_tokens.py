@@ -11,7 +11,6 @@ import pytest
 import torch
 from common.images import IdxImages
 from deit.checkpoint import save_weights
-from deit.model import DeiT, DeiTConfig
 from experiments.adaptive import picture, report, rows
 from experiments.adaptive.images import KINDS, SETS, MixedImages, split
 from experiments.adaptive.measure import Answers, answer, bootstrapped, compare, paired, worst
@@ -20,23 +19,14 @@ from experiments.adaptive.ways import WAYS
 from PIL import Image
 
 import tpkernels
+from tests.support.deit import make_large
 from tests.support.programs import EXAMPLES
-
-
-def make_model() -> DeiT:
-    """Weights large enough that answers differ between images and between schedules."""
-    torch.manual_seed(0)
-    model = DeiT(DeiTConfig(patch_size=4, embed_dim=24, depth=4, num_heads=2))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_weights(path, make_model(), {})
+    save_weights(path, make_large(), {})
     return path
 
 
@@ -113,7 +103,7 @@ def test_errors_of_differences_are_paired() -> None:
 
 
 def test_counts_are_those_of_single_calls() -> None:
-    model, images = make_model(), torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    model, images = make_large(), torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     tpkernels.patch(model, distance=[None, 12.0, None, 25.0])
     together = answer(model, [images[:3], images[3:]], pooled=True)
     single = [answer(model, [image[None]], pooled=True) for image in images]
@@ -126,7 +116,7 @@ def test_counts_are_those_of_single_calls() -> None:
 
 
 def test_a_model_of_another_size_has_the_same_patches() -> None:
-    model = make_model()
+    model = make_large()
     other = adaptive_tokens.resized(model, 56)
     assert other.cfg.grid_size == 14 and not other.training and adaptive_tokens.resized(model, 28) is model
     torch.testing.assert_close(other.patch_embed.proj.weight, model.patch_embed.proj.weight)

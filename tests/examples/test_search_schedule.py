@@ -15,29 +15,19 @@ from common.images import evenly_spaced, open_images
 from deit.checkpoint import save_weights
 from deit.distances import merging
 from deit.methods import METHODS
-from deit.model import DeiT, DeiTConfig
 from deit.soft import fit_budget, learn_retention, retention_penalty, scale_by_rank, softened, tokens_retained
 from deit.subjects import load_small
 
 import tpkernels
+from tests.support.deit import make_large
 from tests.support.models import make_timm, make_transformers
 from tests.support.programs import EXAMPLES
-
-
-def make_model() -> DeiT:
-    """Weights large enough that answers differ between images and between schedules."""
-    torch.manual_seed(0)
-    model = DeiT(DeiTConfig(patch_size=4, embed_dim=24, depth=4, num_heads=2))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_weights(path, make_model(), {"epoch": 2})
+    save_weights(path, make_large(), {"epoch": 2})
     return path
 
 
@@ -53,7 +43,7 @@ def test_the_schedule_of_least_error_is_evaluated(
     path = tmp_path / "runs" / "schedule.json"
     found = search(checkpoint, path, "--budget", "0.7")
     assert search(checkpoint, path, "--budget", "0.7") == found
-    macs = tpkernels.count_macs(make_model(), found.tokens)
+    macs = tpkernels.count_macs(make_large(), found.tokens)
     assert 0.65 < macs.ratio <= 0.7 and found.facts["macs"] == macs.total and found.num_patches == 49
     assert found.facts["way"] == "error" and found.facts["images"] == 12 and found.facts["weights"] == "depth"
     said = capsys.readouterr().out
@@ -93,7 +83,7 @@ def test_the_soft_search(checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     options = ["--way", "soft", "--steps", "6", "--lr", "0.05", "--penalty", "0.01", "--model-lr", model_lr]
     found = search(checkpoint, tmp_path / "schedule.json", "--budget", "0.7", *options)
     assert search(checkpoint, tmp_path / "schedule.json", "--budget", "0.7", *options) == found
-    assert 0.6 < tpkernels.count_macs(make_model(), found.tokens).ratio <= 0.7
+    assert 0.6 < tpkernels.count_macs(make_large(), found.tokens).ratio <= 0.7
     assert found.facts["way"] == "soft" and found.facts["steps"] == 6 and "learned" in capsys.readouterr().out
 
 
@@ -155,7 +145,7 @@ def test_deeper_blocks_pay_more() -> None:
 
 
 def test_soft_weights_of_one_change_nothing_and_of_less_do() -> None:
-    model, images = make_model(), torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    model, images = make_large(), torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         own = model(images)
         with softened(model, torch.ones(4, 49)):
@@ -167,7 +157,7 @@ def test_soft_weights_of_one_change_nothing_and_of_less_do() -> None:
 
 @pytest.mark.parametrize("model_lr", [0.0, 0.01])
 def test_learning_lowers_weights_and_the_model_moves_only_where_asked(model_lr: float) -> None:
-    model, generator = make_model(), torch.Generator().manual_seed(0)
+    model, generator = make_large(), torch.Generator().manual_seed(0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batches = [(torch.randn(4, 1, 28, 28, generator=generator), torch.tensor([0, 1, 2, 3])) for _ in range(5)]
     retention = learn_retention(model, batches, lr=0.3, penalty=1.0, model_lr=model_lr)
@@ -177,7 +167,7 @@ def test_learning_lowers_weights_and_the_model_moves_only_where_asked(model_lr: 
     assert moved == (model_lr > 0)
     if not model_lr:
         assert all(parameter.grad is None for parameter in model.parameters())
-    free = learn_retention(make_model(), batches[:2], lr=0.01, penalty=0.0)
+    free = learn_retention(make_large(), batches[:2], lr=0.01, penalty=0.0)
     assert float(free.mean()) > float(retention.mean())
 
 
@@ -189,7 +179,7 @@ def test_masses_become_tokens() -> None:
 
 
 def test_the_scale_meets_the_budget() -> None:
-    model = make_model()
+    model = make_large()
     retention = torch.rand(4, 49, generator=torch.Generator().manual_seed(0))
     for budget in (0.5, 0.7, 0.9):
         share = tpkernels.count_macs(model, fit_budget(retention, model, budget, None)).ratio

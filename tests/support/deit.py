@@ -19,3 +19,13 @@ def make_model(seed: int = 0, **changes: Any) -> DeiT:
             if parameter.dim() > 1:
                 parameter.normal_(std=0.3)
     return model
+
+
+def make_large() -> DeiT:
+    """A DeiT of weights large enough that answers differ between images and between schedules."""
+    torch.manual_seed(0)
+    model = DeiT(DeiTConfig(patch_size=4, embed_dim=24, depth=4, num_heads=2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model.eval()
