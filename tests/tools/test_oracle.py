@@ -22,7 +22,7 @@ from tools.oracle.program import NoPlace
 from tools.oracle.table import Judged
 from tools.oracle.verdict import REFUSED, RIGHT, UNBUILT, WRONG, Verdict, agree, judge, numbers
 from tpkernels import patch, reference
-from tpkernels.modules import TokenPool
+from tpkernels.modules import TokenPool, methods
 
 SMALL = ("timm", "torchvision", "transformers")
 
@@ -81,7 +81,7 @@ def pools_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unweighted_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TokenPool, "_weight", lambda *_: None)
+    monkeypatch.setattr(methods, "weight_of", lambda *_: None)
 
 
 def other(**options: Any) -> Callable[[pytest.MonkeyPatch], None]:
