@@ -8,7 +8,7 @@ INITS = ("auto", "ward", "topk", "farthest", "strided")
 OUTPUTS = ("mean", "medoid")
 REFINEMENTS = ("swap",)
 # What Ward's dendrogram is made of, and where it is cut.
-METRICS = ("euclidean", "cosine", "dot", "rows")
+METRICS = ("euclidean", "cosine", "dot", "rows", "clipped")
 CUTS = ("count", "distance", "error")
 POSITIONS = ("attention", "block")
 # The most tokens of a sample for Ward, which holds N x N costs.

@@ -26,7 +26,7 @@ def run(
     return Results._make(result.cpu() for result in found)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", "dot", "clipped"])
 def test_clusters_heights_and_loss_are_the_twins(metric: str) -> None:
     for seed, dtype in enumerate(sized((torch.float32, torch.float16, torch.bfloat16), gpu=(torch.float32,))):
         n, k = sized((25, 9), gpu=(33, 15))
@@ -86,3 +86,9 @@ def test_products_beyond_a_square_leave_a_complete_tree() -> None:
     x = 1e17 * torch.randn(1, n, 15, generator=torch.Generator().manual_seed(5))
     found = run(x, 4, "dot")
     assert sorted(set(found.assignment[0].tolist())) == [0, 1, 2, 3] and not found.heights.isnan().any()
+
+
+def test_a_clipped_distance_lies_in_0_to_2() -> None:
+    pairs = torch.tensor([[[3.0, 0], [1, 0]], [[3, 0], [-1, 0]], [[0.5, 0], [0.5, 1]]])
+    heights = run(pairs, 1, "clipped").heights[:, 0]
+    torch.testing.assert_close(heights, torch.tensor([0.0, 2, 0.28125]), rtol=1e-6, atol=0)

@@ -16,7 +16,7 @@ from tests.support.marks import CUDA
 from tests.support.ragged import same
 from tpkernels.ops import backends
 
-METRICS = ("euclidean", "cosine", "dot", "rows")
+METRICS = ("euclidean", "cosine", "dot", "rows", "clipped")
 NO_MERGER = torch.tensor([-1.0, -1.0, torch.inf, 0.0], dtype=torch.float64)
 
 

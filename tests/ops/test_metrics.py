@@ -11,7 +11,7 @@ from tests.support import scipys
 from tests.support.pooled import canonical
 from tests.support.tolerances import scatter
 
-METRICS = ("cosine", "dot", "rows")
+METRICS = ("cosine", "dot", "rows", "clipped")
 each_metric = pytest.mark.parametrize("metric", METRICS)
 each_dissimilarity = pytest.mark.parametrize("metric", scipys.DISSIMILARITIES)
 
@@ -90,10 +90,11 @@ def brute_force(distance: Tensor, mass: Tensor, k: int) -> tuple[Tensor, list[fl
 
 
 def dissimilarity(x: Tensor, metric: str) -> Tensor:
-    """`1 - cos` or `1 - x . y` [N, N] in float64."""
+    """`1 - cos` or `1 - x . y`, as it comes or clipped, [N, N] in float64."""
     x = x.double()
     x = x / x.norm(dim=1, keepdim=True) if metric == "cosine" else x
-    return (1 - x @ x.T).fill_diagonal_(0)
+    far = 1 - x @ x.T
+    return (far.clamp(0, 2) if metric == "clipped" else far).fill_diagonal_(0)
 
 
 @each_dissimilarity
@@ -102,7 +103,8 @@ def dissimilarity(x: Tensor, metric: str) -> Tensor:
 def test_masses_are_lance_and_williams(metric: str, flags: str, dtype: torch.dtype, way: str) -> None:
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(2, 14, 6, generator=generator) * (0.5 + torch.rand(2, 14, 1, generator=generator))
-    x = x.to(dtype)
+    # What is clipped is tied.
+    x = (x / x.norm(dim=2, keepdim=True) if metric == "clipped" else x).to(dtype)
     weight = torch.rand(2, 14, generator=generator).to(dtype) + 0.1 if "weight" in flags else None
     mask = torch.rand(2, 14, generator=generator) < 0.7 if "mask" in flags else torch.ones(2, 14, dtype=torch.bool)
     x = x.masked_fill(~mask[..., None], torch.nan)
@@ -115,6 +117,13 @@ def test_masses_are_lance_and_williams(metric: str, flags: str, dtype: torch.dty
             assert torch.equal(found.assignment[b, there], label)
             made = found.merge_heights[b, : len(heights)].double()
             torch.testing.assert_close(made, torch.tensor(heights).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_clipped_distance_lies_in_0_to_2(way: str) -> None:
+    # Products of 3, -3 and 0.25.
+    pairs = torch.tensor([[[3.0, 0], [1, 0]], [[3, 0], [-1, 0]], [[0.5, 0], [0.5, 1]]])
+    assert tpkernels.linkage(pairs, metric="clipped")[:, 0, 2].tolist() == [0, 2, 0.75]
+    assert tpkernels.linkage(pairs, metric="dot")[:, 0, 2].tolist() == [2, 4, 0.75]
 
 
 @each_metric

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from tests.support.pooled import canonical
 
-DISSIMILARITIES = ("cosine", "dot")
+DISSIMILARITIES = ("cosine", "dot", "clipped")
 
 
 def condensed(x: Tensor, metric: str) -> np.ndarray:
-    """The condensed matrix of `1 - cos` or `1 - x . y` of one sample [N, D], in float64."""
+    """The condensed matrix of `1 - cos` or `1 - x . y`, as it comes or clipped, of one sample [N, D], in float64."""
     x = x.double()
     if metric == "cosine":
         x = x / x.norm(dim=1, keepdim=True)
-    matrix = (1 - x @ x.T).abs().numpy()
+    far = 1 - x @ x.T
+    matrix = (far.clamp(0, 2) if metric == "clipped" else far.abs()).numpy()
     np.fill_diagonal(matrix, 0)
     return squareform((matrix + matrix.T) / 2, checks=False)
 

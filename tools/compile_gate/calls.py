@@ -109,6 +109,7 @@ def linkage_calls() -> list[Call]:
         Call("linkage", page, "float16", {"metric": "dot"} | both, smoke=True),
         Call("linkage", book, "float32", {"metric": "euclidean"} | both),
         Call("linkage", tiny, "float16", {"metric": "cosine"}, odd=True),
+        Call("linkage", tiny, "float32", {"metric": "clipped"}, odd=True),
     ]
 
 

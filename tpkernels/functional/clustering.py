@@ -185,10 +185,10 @@ def ward(
     Args:
         metric: "euclidean"; "cosine", Ward by Lance and Williams' update of `(1 - cos)^2`, as scipy's for the condensed
             matrix of `1 - cos` (a zero vector is at 1 to all others and at 0 to other zero vectors); "dot", the same of
-            `(1 - x . y)^2` of the tokens as they come; or "rows", Ward of the rows of the square matrix of `1 - x . y`
-            as points, on the torch backend alone. Centers stay means of the tokens, and `loss` their objective;
-            a distance is `sqrt(2 merge height)` for all, but heights sum to the loss with "euclidean" alone, which
-            `max_error` needs.
+            `(1 - x . y)^2` of the tokens as they come; "clipped", where `1 - x . y` is clipped to [0, 2] first; or
+            "rows", Ward of the rows of the square matrix of `1 - x . y` as points, on the torch backend alone. Centers
+            stay means of the tokens, and `loss` their objective; a distance is `sqrt(2 merge height)` for all, but
+            heights sum to the loss with "euclidean" alone, which `max_error` needs.
     """
     cuts = distance_threshold, max_error
     return _clusters("ward", x, k, weight, "ward", 0, k_max, cuts, mask, backend, metric=metric)

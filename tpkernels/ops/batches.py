@@ -43,7 +43,14 @@ def parts(tensors: Tensors) -> list[Part]:
     groups = None if tensors.mask is None or not may_look(tensors.mask) else _by_width(tensors.mask)
     if groups is None:
         return [Part(rows, tensors.x.shape[1]) for rows in slices(tensors.x)]
-    return [Part(rows[piece], width) for rows, width in groups for piece in slices(tensors.x[: len(rows), :width])]
+    order, widths = groups
+    pieces, start = [], 0
+    for width, count in widths:
+        for piece in slices(tensors.x[:count, :width]):
+            rows = slice(start + piece.start, start + piece.stop)
+            pieces.append(Part(rows if order is None else order[rows], width))
+        start += count
+    return pieces
 
 
 def slices(x: Tensor) -> list[slice]:
@@ -55,16 +62,18 @@ def slices(x: Tensor) -> list[slice]:
     return [slice(b * i // count, b * (i + 1) // count) for i in range(count)]
 
 
-def _by_width(mask: Tensor) -> list[tuple[Tensor, int]] | None:
-    """Samples by how many tokens hold all their valid ones; None where that is all tokens for all samples."""
+def _by_width(mask: Tensor) -> tuple[Tensor | None, list[tuple[int, int]]] | None:
+    """Samples by how many tokens hold all their valid ones: their order, None where they stand in it, and the widths,
+    each with its number of samples. None where that is all tokens for all samples.
+    """
     n = mask.shape[1]
     length = (torch.arange(1, n + 1) * mask).amax(1)
     width = ((length + (WIDTH - 1)) // WIDTH * WIDTH).clamp(WIDTH, max(n, WIDTH)).clamp(max=n)
     widths, counts = width.unique(return_counts=True)
     if widths.tolist() == [n]:
         return None
-    rows = width.argsort(stable=True).split(counts.tolist())
-    return list(zip(rows, widths.tolist(), strict=True))
+    order = None if bool((width.diff() >= 0).all()) else width.argsort(stable=True)
+    return order, list(zip(widths.tolist(), counts.tolist(), strict=True))
 
 
 def of_rows(values: Any, rows: slice) -> Any:

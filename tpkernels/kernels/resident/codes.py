@@ -20,8 +20,14 @@ OUTPUT_CENTER, OUTPUT_MEAN, OUTPUT_MEDOID = tl.constexpr(0), tl.constexpr(1), tl
 OUTPUTS = {"center": OUTPUT_CENTER.value, "mean": OUTPUT_MEAN.value, "medoid": OUTPUT_MEDOID.value}
 
 # What Ward's first costs are made of, and where its dendrogram is cut.
-METRIC_EUCLIDEAN, METRIC_COSINE, METRIC_DOT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-METRICS = {"euclidean": METRIC_EUCLIDEAN.value, "cosine": METRIC_COSINE.value, "dot": METRIC_DOT.value}
+METRIC_EUCLIDEAN, METRIC_COSINE = tl.constexpr(0), tl.constexpr(1)
+METRIC_DOT, METRIC_CLIPPED = tl.constexpr(2), tl.constexpr(3)
+METRICS = {
+    "euclidean": METRIC_EUCLIDEAN.value,
+    "cosine": METRIC_COSINE.value,
+    "dot": METRIC_DOT.value,
+    "clipped": METRIC_CLIPPED.value,
+}
 
 CUT_COUNT, CUT_DISTANCE, CUT_ERROR = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 CUTS = {"count": CUT_COUNT.value, "distance": CUT_DISTANCE.value, "error": CUT_ERROR.value}

@@ -1,13 +1,14 @@
 """Ward's first costs: what it takes to merge two tokens, `m_a m_b / (m_a + m_b) d_ab^2`, and every token's nearest.
 
 The dissimilarity d is the distance of the tokens, or one of those that retrieval packages cluster with: `1 - x . y` of
-tokens as they come, or `1 - x . y / (|x| |y|)`, where a zero vector is at 1 from all others and at 0 from zero vectors.
+tokens as they come, also clipped to [0, 2], or `1 - x . y / (|x| |y|)`, where a zero vector is at 1 from all others and
+at 0 from zero vectors.
 """
 
 import triton
 import triton.language as tl
 
-from .codes import METRIC_COSINE, METRIC_EUCLIDEAN
+from .codes import METRIC_CLIPPED, METRIC_COSINE, METRIC_EUCLIDEAN
 from .scratch import has_second_matrix
 
 # Bits of +inf; more than any cost's bits or any token.
@@ -77,8 +78,13 @@ def _dissimilarity(b_gram, b_norm_r, b_norm_c, METRIC: tl.constexpr):
         b_far = tl.maximum(1.0 - tl.div_rn(b_gram * b_power_r * b_power_c, b_lengths), 0.0)
         return tl.where((b_norm_r + b_norm_c == 0) & (b_gram == 0), 0.0, b_far)
     else:
-        b_far = tl.abs(1.0 - b_gram)
-        return tl.where(b_far < float("inf"), tl.minimum(b_far, FARTHEST), b_far)
+        b_far = 1.0 - b_gram
+        if METRIC == METRIC_CLIPPED:
+            b_near = tl.minimum(tl.maximum(b_far, 0.0), 2.0)
+        else:
+            b_far = tl.abs(b_far)
+            b_near = tl.minimum(b_far, FARTHEST)
+        return tl.where(b_far < float("inf"), b_near, b_far)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ def linkage(x: Tensor, weight: Tensor | None, mask: Tensor | None, metric: str) 
 
     Args:
         x: tokens [B, N, D]. weight: masses [B, N], or None for equal ones. mask: valid tokens [B, N], or None.
-        metric: "euclidean", "cosine" or "dot".
+        metric: "euclidean", "cosine", "dot" or "clipped".
     """
     from ...kernels.resident import codes
     from ...kernels.resident.launch import linkage_kernel, merge_kernel, tree_kernel
