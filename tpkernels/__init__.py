@@ -5,6 +5,7 @@ Importing runs nothing: no device is queried, no environment written, and Triton
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import retrieval as retrieval
 from .functional import (
     Clusters,
     assign,
