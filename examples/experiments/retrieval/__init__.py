@@ -1,1 +1,1 @@
-"""What `late_interaction.py` is made of: pooling of multi-vector documents, its rivals, the documents, and MaxSim."""
+"""What the programs `late_interaction*.py` are made of: documents, ways to pool and their rivals, MaxSim, a head."""

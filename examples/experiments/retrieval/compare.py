@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,41 +14,52 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tpkernels
+from tpkernels.retrieval import pool_embeddings
 
 from . import rivals
-from .documents import Ragged
+from .documents import Pooled, Ragged
 from .maxsim import max_sim, ranks
-from .pooling import Layout, average, lay_out, pool_documents, ward_labels
+from .memory import peak_of
 
 # An index commonly holds float16.
 BYTES_PER_NUMBER = 2
-# An objective that is further above scipy's on any document is another answer, which can't be compared in speed.
-OBJECTIVE_TOLERANCE = 1e-4
+# Two packages may break ties in their own ways; where fewer partitions are the same, another thing was timed.
+SAME_AT_LEAST = 0.99
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row: the name that `--method` takes, its label, how it labels tokens, and whether it needs scipy."""
+    """A row: the name that `--method` takes, its label, what is clustered by, and whose clusters they are.
+
+    find: a rival's labels of one document, None for this library's; package: what the rival needs.
+    """
 
     name: str
     label: str
-    labels: Callable[[Tensor, Layout, int], Tensor]
-    needs_scipy: bool = False
+    distance: str | None
+    find: rivals.Find | None = None
+    package: str | None = None
 
-    def pool(self, documents: Ragged, pool_factor: float, protected: int) -> Ragged:
-        if self.name == "ward":
-            return Ragged(*pool_documents(*documents, pool_factor, protected))
-        layout = lay_out(*documents, pool_factor, protected)
-        labels = self.labels(documents.vectors, layout, protected)
-        return Ragged(*average(documents.vectors, labels, layout, protected))
+    def pool(self, documents: Ragged, pool_factor: float, protected: int) -> Pooled:
+        if self.find is not None:
+            return rivals.pool(self.find, documents, pool_factor, protected)
+        found = pool_embeddings(
+            tuple(documents), pool_factor, protected=protected, distance=self.distance, return_labels=True
+        )
+        return Pooled(*found)
 
 
 METHODS = (
-    Method("ward", "Ward, batched", ward_labels),
-    Method("scipy", "Ward, scipy", rivals.scipy_labels, needs_scipy=True),
-    Method("scipy-rows", "Ward of 1 - cos rows, scipy", rivals.scipy_of_rows_labels, needs_scipy=True),
-    Method("runs", "runs of p tokens, averaged", rivals.run_labels),
-    Method("every", "every p-th token", rivals.strided_labels),
+    Method("ward", "Ward, batched", "euclidean"),
+    Method("scipy", "Ward, scipy", "euclidean", rivals.by_scipy, "scipy"),
+    Method("fastcluster", "Ward, fastcluster", "euclidean", rivals.by_fastcluster, "fastcluster"),
+    Method("dot", "Ward of 1 - x.y, batched", "dot"),
+    Method("scipy-dot", "Ward of 1 - x.y, scipy", "dot", rivals.by_scipy_of_dot, "scipy"),
+    Method("fastcluster-dot", "Ward of 1 - x.y, fastcluster", "dot", rivals.by_fastcluster_of_dot, "fastcluster"),
+    Method("rows", "Ward of 1 - x.y rows, batched", "rows"),
+    Method("scipy-rows", "Ward of 1 - x.y rows, scipy", "rows", rivals.by_scipy_of_rows, "scipy"),
+    Method("runs", "runs of p tokens, averaged", None, rivals.runs),
+    Method("every", "every p-th token", None, rivals.every),
 )
 
 
@@ -110,46 +120,79 @@ def absent(method: Method, pool_factor: float) -> dict[str, Any]:
 
 @torch.inference_mode()
 def compare(
-    documents: Ragged, queries: Ragged, methods: list[Method], pool_factors: list[float], protected: int, repeats: int
+    documents: Ragged,
+    queries: Ragged,
+    methods: list[Method],
+    pool_factors: list[float],
+    protected: int,
+    repeats: int,
+    memory: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of numbers: the documents as they are, then every method at every pool factor.
 
-    Times are medians; `speedup` is the median of scipy's time over the row's own, taken turn by turn, for rows whose
-    objective is scipy's on every document.
+    Times are medians; `over_scipy` and `over_fastcluster` the median of the other's time over the row's own, taken turn
+    by turn, for rows with the partitions of the other on at least SAME_AT_LEAST of the documents.
+
+    Args:
+        memory: measure what each method has in memory at its peak, in a process of its own.
     """
     rows = [record("not pooled", "none", 1, documents, queries)]
-    there = [method for method in methods if not method.needs_scipy or rivals.scipy_there()]
+    there = [method for method in methods if rivals.is_there(method.package)]
     with tqdm(total=len(methods) * len(pool_factors), unit="row", mininterval=0.5) as bar:
         for factor in pool_factors:
             bar.set_postfix_str(f"pool factor {factor:g}")
-            found, losses = {}, {}
-            layout = lay_out(*documents, factor, protected)
+            found, labels = {}, {}
             for method in there:
                 # Also the warm-up of what is timed below.
-                found[method.name] = record(
-                    method.label, method.name, factor, method.pool(documents, factor, protected), queries
-                )
-                losses[method.name] = objective(documents, method.labels(documents.vectors, layout, protected))
+                pooled = method.pool(documents, factor, protected)
+                labels[method.name] = pooled.labels
+                found[method.name] = record(method.label, method.name, factor, Ragged(*pooled[:2]), queries)
+                if memory:
+                    peak = peak_of(method.pool, documents, factor, protected)
+                    found[method.name]["peak_over_batch"] = (
+                        None if peak is None else round(peak / bytes_of(documents), 2)
+                    )
                 bar.update()
             seconds = seconds_of(documents, there, factor, protected, repeats)
-            for name, row in found.items():
-                row["seconds"] = round(statistics.median(seconds[name]), 4)
-                row |= against_scipy(losses.get("scipy"), losses[name])
-                if row.get("objective_worst", torch.inf) <= 1 + OBJECTIVE_TOLERANCE:
-                    ratios = [theirs / own for theirs, own in zip(seconds["scipy"], seconds[name], strict=True)]
-                    row["speedup"] = round(statistics.median(ratios), 3)
+            for method in there:
+                row = found[method.name]
+                row["seconds"] = round(statistics.median(seconds[method.name]), 4)
+                row |= against_scipy(documents, labels, method.name)
+                for package in ("scipy", "fastcluster"):
+                    row |= faster_than(package, method, there, labels, seconds)
             bar.update(len(methods) - len(there))
             rows += [found.get(method.name, absent(method, factor)) for method in methods]
     return rows
 
 
-def against_scipy(theirs: Tensor | None, own: Tensor | None) -> dict[str, float]:
-    """The objective [B] over scipy's: least, mean and greatest of the documents that lose anything; {} without either.
+def bytes_of(documents: Ragged) -> int:
+    return documents.vectors.numel() * documents.vectors.element_size()
 
-    No document loses anything at a pool factor of 1.
+
+def against_scipy(documents: Ragged, labels: dict[str, Tensor], name: str) -> dict[str, float]:
+    """The objective over that of scipy's Ward: least, mean and greatest of the documents that lose anything.
+
+    {} without either; no document loses anything at a pool factor of 1.
     """
+    theirs = objective(documents, labels["scipy"]) if "scipy" in labels else None
+    own = objective(documents, labels[name])
     if theirs is None or own is None or not bool((theirs > 0).any()):
         return {}
     ratio = (own / theirs)[theirs > 0]
     least, mean, worst = (round(value.item(), 6) for value in (ratio.min(), ratio.mean(), ratio.max()))
     return {"objective_least": least, "objective_mean": mean, "objective_worst": worst}
+
+
+def faster_than(
+    package: str, method: Method, there: list[Method], labels: dict[str, Tensor], seconds: dict[str, list[float]]
+) -> dict[str, Any]:
+    """How many partitions are those of `package` by the same distance, and where nearly all are, the ratio of times."""
+    other = next((m.name for m in there if m.package == package and m.distance == method.distance), None)
+    if other is None:
+        return {}
+    same = int((labels[method.name] == labels[other]).all(1).sum())
+    row: dict[str, Any] = {f"same_as_{package}": same}
+    if same >= SAME_AT_LEAST * len(labels[other]):
+        ratios = [theirs / own for theirs, own in zip(seconds[other], seconds[method.name], strict=True)]
+        row[f"over_{package}"] = round(statistics.median(ratios), 3)
+    return row

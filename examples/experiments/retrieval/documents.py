@@ -15,8 +15,7 @@ from common.images import ImageSet, batches
 from deit.model import DeiT
 from deit.subjects import Subject
 from torch import Tensor
-
-from .pooling import unit
+from torch.nn.utils.rnn import pad_sequence
 
 # Of the full range: patches that are darker everywhere are background.
 BACKGROUND = 0.1
@@ -30,6 +29,29 @@ class Ragged(NamedTuple):
 
     vectors: Tensor
     mask: Tensor
+
+
+class Pooled(NamedTuple):
+    """vectors [B, M, D] and mask [B, M] of pooled documents, and the vector [B, N] that each token became, or -1."""
+
+    vectors: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """vectors [..., D] at length 1 in their own dtype; zero vectors stay zero."""
+    wide = vectors if vectors.dtype == torch.float64 else vectors.float()
+    return F.normalize(wide, dim=-1).to(vectors.dtype)
+
+
+def ragged(documents: list[Tensor]) -> Ragged:
+    """Documents [n_i, D] as one padded batch."""
+    mask = pad_sequence(
+        [torch.ones(len(document), dtype=torch.bool, device=document.device) for document in documents],
+        batch_first=True,
+    )
+    return Ragged(pad_sequence(documents, batch_first=True), mask)
 
 
 def load_pixels(source: ImageSet, subject: Subject, numbers: list[int]) -> Tensor:
