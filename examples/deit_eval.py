@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from common.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of, ratio_or_count
+from common.arguments import CHECKPOINT, DATA, Parser, find_device, make_output, one_line_of, ratio_or_count
 from common.data import DataError
 from common.distributed import World, join
 from common.images import ImageSet, batches, evenly_spaced, open_images
@@ -109,10 +109,7 @@ def prepare(args: argparse.Namespace) -> tuple[Subject, ImageSet, list[Row], Wor
     args.batch_size = args.batch_size or (50 if on_cpu else 256)
     args.workers = (0 if on_cpu else min(8, os.cpu_count() or 1)) if args.workers is None else args.workers
     args.data = args.data or DATA
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output must be a directory to write to, got {args.output} ({error.strerror})") from None
+    make_output(args.output)
 
     source = open_images(args.data)
     subject = load_timm(args.model, args.checkpoint) if args.model else load_small(args.checkpoint or CHECKPOINT)

@@ -20,12 +20,11 @@ import argparse
 import math
 import platform
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from common.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of
+from common.arguments import CHECKPOINT, DATA, Parser, at_least, find_device, make_output, one_line_of
 from common.document import around_marks, write_document
 from common.images import evenly_spaced, open_images
 from common.tables import heading
@@ -45,18 +44,6 @@ def pool_factor(text: str) -> float:
     if not (math.isfinite(value) and value >= 1):
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
     return value
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """An argument's type: an integer no smaller than `least`."""
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
-        return value
-
-    return integer
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -146,10 +133,7 @@ def run(args: argparse.Namespace) -> None:
         CheckpointError, DataError, OSError, ValueError, TypeError: with a message for the user.
     """
     methods, device = find_methods(args.method), find_device(args.device)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output must be a directory to write to, got {args.output} ({error.strerror})") from None
+    make_output(args.output)
     if args.document is not None:
         # Raises before the work, not after it.
         around_marks(args.document, mark_of(args))

@@ -13,15 +13,13 @@ documents are this repository's images, as late_interaction.py makes them, or wi
 from __future__ import annotations
 
 import argparse
-import math
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from common.arguments import CHECKPOINT, DATA, Parser, find_device, one_line_of
+from common.arguments import CHECKPOINT, DATA, Parser, above, at_least, find_device, make_output, one_line_of
 from common.document import around_marks, write_document
 from common.files import write_csv, write_json
 from common.images import evenly_spaced, open_images
@@ -31,23 +29,10 @@ from experiments.retrieval import corpus, held_out
 from experiments.retrieval.documents import embed, load_pixels, other_view, pick
 from experiments.retrieval.head import BATCH, Training
 from experiments.retrieval.pairs import ONE_OF, Pairs, unpadded
-from late_interaction import at_least
 
 import tpkernels
 
 PROGRAM = "examples/late_interaction_train.py"
-
-
-def above(bound: float) -> Callable[[str], float]:
-    """An argument's type: a finite number above `bound`."""
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not (math.isfinite(value) and value > bound):
-            raise argparse.ArgumentTypeError(f"expected a number above {bound:g}, got {text}")
-        return value
-
-    return number
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -101,10 +86,7 @@ def run(args: argparse.Namespace) -> None:
     if args.document is not None:
         # Raises before the work, not after it.
         around_marks(args.document, PROGRAM)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output must be a directory to write to, got {args.output} ({error.strerror})") from None
+    make_output(args.output)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
 

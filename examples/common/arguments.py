@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
@@ -62,6 +63,42 @@ def by_name(known: Iterable[N], names: list[str] | None, option: str = "--method
 def ratio_or_count(text: str) -> float:
     """A count where `text` is an integer, a ratio otherwise."""
     return int(text) if text.isdigit() else float(text)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument's type: an integer no smaller than `least`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+        return value
+
+    return integer
+
+
+def above(bound: float) -> Callable[[str], float]:
+    """An argument's type: a finite number above `bound`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and value > bound):
+            raise argparse.ArgumentTypeError(f"expected a number above {bound:g}, got {text}")
+        return value
+
+    return number
+
+
+def make_output(folder: Path) -> None:
+    """Makes the folder of --output.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output must be a directory to write to, got {folder} ({error.strerror})") from None
 
 
 def find_device(name: str) -> torch.device:

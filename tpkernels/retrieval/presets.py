@@ -23,7 +23,7 @@ class Rules(NamedTuple):
     or behind them ("end"). distance: a metric of `tpkernels.ward`. rounding: of a factor's quotient. normalize: True
     makes means unit vectors, "all" every vector that is returned. of_all: a factor divides all tokens, not only those
     that aren't protected. as_colpali: a factor is an int, 1 returns the input, and a document has two tokens or more.
-    on_cpu: lists of vectors are returned on the CPU.
+    on_cpu: lists, and packed rows, are returned on the CPU.
     """
 
     protected: int = 0

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from . import stand_ins
+from .batch import unit
 from .optional import find
 from .padding import SIDES, pad, unpad
 from .pool import pool_embeddings
@@ -110,9 +109,7 @@ class HierarchicalTokenPooling(_Base):
             documents = embeddings, features["attention_mask"].bool()
             features["token_embeddings"], features["attention_mask"] = self._pooled(documents)
         elif self.normalize_embeddings:
-            # Half types have too few bits, or too small a range, for squares.
-            wide = torch.promote_types(embeddings.dtype, torch.float32)
-            features["token_embeddings"] = normalize(embeddings.to(wide), dim=-1).to(embeddings.dtype)
+            features["token_embeddings"] = unit(embeddings).to(embeddings.dtype)
         return features
 
     def pool(
