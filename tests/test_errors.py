@@ -72,6 +72,7 @@ CASES = [
         mask=torch.arange(6).expand(2, 6) < 5,
     ),
     *every_clusterer("max_iter-negative", ValueError, ("^max_iter", "at least 0", "-1"), max_iter=-1),
+    *every_clusterer("max_iter-beyond-int64", ValueError, ("^max_iter", "at most", "1" + 30 * "0"), max_iter=10**30),
     *every_clusterer("max_iter-float", TypeError, ("^max_iter", r"\bint\b", "float"), max_iter=2.5),
     *every_clusterer("float16-init", TypeError, ("^init", "int64", "float16"), init=torch.zeros(3).half()),
     Case(
@@ -248,6 +249,7 @@ CASES = [
     ),
     Case("pool-weighted", lambda: TokenPool(0.5, weighted=1), TypeError, ("^weighted", r"\bbool\b", "int")),
     Case("pool-info", lambda: TokenPool(3)(X, return_info=ONES), TypeError, ("^return_info", r"\bbool\b", "Tensor")),
+    Case("pool-max_iter-beyond-int64", lambda: TokenPool(0.5, max_iter=10**30), ValueError, ("^max_iter", "at most")),
     Case("pool-max_iter", lambda: TokenPool(0.5, max_iter=-1), ValueError, ("^max_iter", "at least 0", "-1")),
     Case(
         "pool-prefix",

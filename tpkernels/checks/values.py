@@ -7,12 +7,17 @@ from collections.abc import Iterable
 
 import torch
 
+INT64_MAX = 2**63 - 1
+
 
 def count(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    # PyTorch's operations take no more, and say only that an int is no int. A compiler would guard its own numbers.
+    if not torch.compiler.is_compiling() and isinstance(value, int) and value > INT64_MAX:
+        raise ValueError(f"{name} must be at most {INT64_MAX}, got {value}")
 
 
 def integer(name: str, value: int) -> None:
